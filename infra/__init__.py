@@ -1,0 +1,1 @@
+"""Adapters: each fulfils one protocol of `pipeline.ports`."""

@@ -1,0 +1,1 @@
+"""Processes: what a person or a Ray worker starts."""

@@ -1,0 +1,1 @@
+"""Verbs: data, model, training, evaluation, and the DAG that orders them."""

@@ -1,0 +1,1 @@
+"""Graph, keys, plan and execution of a declared pipeline; light enough to plan without torch."""

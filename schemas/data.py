@@ -1,0 +1,133 @@
+"""What a user says of data: where images come from, what is kept, how they are stored."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from schemas.spec import Execution, Input, Semantic, Spec
+from schemas.stage import StageSpec
+
+
+class ImageFolderSource(Spec):
+    """A tree of class folders, `CLASS/**/image`; with `splits`, `SPLIT_FOLDER/CLASS/**/image`."""
+
+    type: Semantic[Literal["image_folder"]] = "image_folder"
+    uri: Execution[str]
+    """Folder on a disk that every worker can read. Not keyed: the listing's fingerprint is."""
+    splits: Semantic[dict[str, str]] = {}
+    """Split name -> folder inside `uri`. Empty: the whole tree is one corpus."""
+
+
+class TarSource(Spec):
+    """The same tree inside one uncompressed tar file, read as a stream and never unpacked."""
+
+    type: Semantic[Literal["tar"]] = "tar"
+    uri: Execution[str]
+    """Tar file on a disk that every worker can read."""
+    splits: Semantic[dict[str, str]] = {}
+    """Split name -> folder inside the tar. Empty: the whole tree is one corpus."""
+
+
+class SklearnSource(Spec):
+    """An image set that scikit-learn carries in its wheel."""
+
+    type: Semantic[Literal["sklearn"]] = "sklearn"
+    name: Semantic[Literal["digits"]] = "digits"
+    """`digits`: 1,797 scans of handwritten digits, 8 x 8 px, ten classes."""
+
+
+SourceSpec = Annotated[ImageFolderSource | TarSource | SklearnSource, Field(discriminator="type")]
+
+
+class SelectSpec(Spec):
+    """Which classes and how many images of each are taken; duplicates go before counting."""
+
+    classes: Semantic[tuple[str, ...] | None] = None
+    """Names of the classes to keep, in the order of their new labels. None: all, sorted by name."""
+    exclude_classes: Semantic[tuple[str, ...]] = ()
+    """Names of classes to leave out."""
+    per_class: Semantic[dict[str, Annotated[int, Field(gt=0)]]] = {}
+    """Split name -> images kept of each class, drawn by keyed hash. Splits not named keep all."""
+    seed: Semantic[int] = Field(default=0, ge=0)
+    """Seed of the draw of `per_class`."""
+
+    @model_validator(mode="after")
+    def _classes_are_named_once(self) -> "SelectSpec":
+        if self.classes is not None and len(set(self.classes)) != len(self.classes):
+            raise ValueError("classes names a class twice; name each class once")
+        if self.classes is not None and self.exclude_classes:
+            raise ValueError("classes and exclude_classes exclude each other; give one of them")
+        return self
+
+
+class SplitSpec(Spec):
+    """A split by hash of the image bytes: copies of one image never fall into two splits."""
+
+    test_ratio: Semantic[float] = Field(gt=0, lt=1)
+    """Expected share of the images that becomes the split `test`; the rest is `train`."""
+    seed: Semantic[int] = Field(default=0, ge=0)
+
+
+class ImageSpec(Spec):
+    """How an image is stored in a shard, and which images are refused."""
+
+    max_side_px: Semantic[int] = Field(default=512, ge=1)
+    """Longer images are scaled down (Lanczos) to this long side; none is ever enlarged."""
+    encoding: Semantic[Literal["jpeg", "png"]] = "jpeg"
+    """`jpeg` passes baseline RGB JPEG files within the limit through untouched."""
+    quality: Semantic[int] = Field(default=90, ge=1, le=100)
+    """JPEG quality of what is encoded again."""
+    max_pixels: Semantic[int] = Field(default=64_000_000, ge=1)
+    """A header that promises more pixels is refused before decoding."""
+    min_side_px: Semantic[int] = Field(default=1, ge=1)
+    """Images with a shorter side are refused."""
+
+
+class IngestSpec(StageSpec):
+    """Build a shard set from a raw corpus."""
+
+    kind: Semantic[Literal["ingest"]] = "ingest"
+    source: Semantic[SourceSpec]
+    select: Semantic[SelectSpec] = SelectSpec()
+    split: Semantic[SplitSpec | None] = None
+    """For sources without splits of their own. None: one split, `train`."""
+    image: Semantic[ImageSpec] = ImageSpec()
+    shuffle_seed: Semantic[int] = Field(default=0, ge=0)
+    """Key of the order in which rows are stored; the experiment's seed is not used here."""
+    near_duplicates: Semantic[bool] = True
+    """Store perceptual hashes and thumbnails (32 px and up), for `filter` to find near copies."""
+    max_rejected_ratio: Semantic[float] = Field(default=0.05, ge=0, le=1)
+    """More rejections than this share of the files stops the build."""
+    shard_bytes: Semantic[int] = Field(default=96 * 2**20, ge=1)
+    """About this many image bytes go into one shard."""
+
+    revision: ClassVar[int] = 1
+    libraries: ClassVar[tuple[str, ...]] = ("numpy", "pillow", "pyarrow")
+
+    @model_validator(mode="after")
+    def _one_way_to_split(self) -> "IngestSpec":
+        if self.split is not None and getattr(self.source, "splits", {}):
+            raise ValueError("source.splits and split exclude each other; give one of them")
+        return self
+
+
+class FilterSpec(StageSpec):
+    """Remove from one split what also stands in test splits: exact and near copies."""
+
+    kind: Semantic[Literal["filter"]] = "filter"
+    data: Input[str]
+    """The shard set to clean, `NAME` (its split `train`) or `NAME@SPLIT`."""
+    against: Input[tuple[str, ...]] = Field(min_length=1)
+    """Shard sets whose images must not be in `data`: `NAME` (all its splits) or `NAME@SPLIT`."""
+    max_hamming_bits: Semantic[int] = Field(default=7, ge=0, le=7)
+    """Perceptual hashes (64 bits, image or mirror) at most this far apart are candidates."""
+    max_thumbnail_difference: Semantic[float] = Field(default=12.0, ge=0)
+    """A candidate is a copy if the thumbnails' mean absolute difference (0..255) is no larger."""
+
+    revision: ClassVar[int] = 1
+    libraries: ClassVar[tuple[str, ...]] = ("numpy", "pyarrow")
+    ports: ClassVar[dict[str, tuple[str, ...]]] = {
+        "data": ("ingest", "filter"),
+        "against": ("ingest", "filter"),
+    }
+    default_splits: ClassVar[dict[str, str]] = {"data": "train"}

@@ -1,0 +1,80 @@
+"""Arrow schemas: an image as a row, and the small tables that stand beside the shards.
+
+Plain types only: a reader never has to unpickle anything to understand a file.
+"""
+
+import pyarrow as pa
+
+RECORD_VERSION = 1
+ROWS_PER_BATCH = 256
+THUMBNAIL_PX = 32
+"""Side of the grey thumbnail that confirms a near copy; also the smallest side that is searched."""
+
+RECORD = pa.schema(
+    [
+        pa.field("uid", pa.binary(16), nullable=False),  # first 16 bytes of sha256 of the source
+        pa.field(
+            "image",
+            pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())]),
+            nullable=False,
+        ),
+        pa.field("label", pa.int32(), nullable=False),
+        pa.field("width_px", pa.int32(), nullable=False),
+        pa.field("height_px", pa.int32(), nullable=False),
+        pa.field("orig_width_px", pa.int32(), nullable=False),
+        pa.field("orig_height_px", pa.int32(), nullable=False),
+        pa.field("encoding", pa.string(), nullable=False),
+        pa.field("crc32c", pa.uint32(), nullable=False),  # of image.bytes
+        pa.field("phash", pa.uint64()),  # null where near-duplicate search is off
+        pa.field("phash_mirror", pa.uint64()),
+        pa.field("thumbnail", pa.binary(THUMBNAIL_PX * THUMBNAIL_PX)),
+        pa.field("source", pa.string(), nullable=False),
+    ]
+)
+"""One image. `image` is the struct that Hugging Face `datasets` shows as a picture."""
+
+SHARD_TABLE = pa.schema(
+    [
+        pa.field("name", pa.string(), nullable=False),  # file name: `<sha256>.arrow`
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),
+        pa.field("bytes", pa.int64(), nullable=False),
+        pa.field("sha256", pa.binary(32), nullable=False),
+        pa.field("label_histogram", pa.map_(pa.int32(), pa.int64()), nullable=False),
+    ]
+)
+"""Shards in the order of (split, bucket); memory-mapped by readers."""
+
+REJECTIONS = pa.schema(
+    [
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("message", pa.string(), nullable=False),
+    ]
+)
+"""Files that are not in the shards, and why; sorted by source."""
+
+TOMBSTONES = pa.schema(
+    [
+        pa.field("uid", pa.binary(16), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),  # exact_copy | near_copy
+        pa.field("matched_set", pa.string(), nullable=False),  # STAGE@SPLIT
+        pa.field("matched_uid", pa.binary(16), nullable=False),
+        pa.field("matched_source", pa.string(), nullable=False),
+        pa.field("hamming_bits", pa.int32()),
+        pa.field("thumbnail_difference", pa.float32()),
+    ]
+)
+"""Rows of a shard set that readers leave out; sorted by (split, uid), one row for each uid."""
+
+PREDICTIONS = pa.schema(
+    [
+        pa.field("uid", pa.binary(16), nullable=False),
+        pa.field("label", pa.int32(), nullable=False),
+        pa.field("predicted", pa.int32(), nullable=False),
+        pa.field("logits", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+"""One row for each image of the split, in storage order."""
