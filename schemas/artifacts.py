@@ -8,6 +8,11 @@ from schemas.spec import Semantic, Spec, digest_of
 
 KEY_SCHEMA = "stagekey/1"
 
+FILES_FOLDER = "files"
+"""Folder of an attempt that holds what its stage writes; the store's documents lie beside it."""
+LOGS_FOLDER = "logs"
+"""Folder of those files that are kept but are not content: not in the manifest."""
+
 
 class KeyRecord(Spec):
     """Everything that identifies the work of a stage; its digest is the key."""
@@ -32,7 +37,7 @@ class ArtifactFile(Spec):
     """One file of an artifact."""
 
     path: Semantic[str]
-    """Relative to the attempt's folder, with forward slashes."""
+    """Relative to the folder of the attempt's files, with forward slashes."""
     size_bytes: Semantic[int] = Field(ge=0)
     sha256: Semantic[str]
     mtime_ns: Semantic[int]

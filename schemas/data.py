@@ -39,6 +39,15 @@ class SklearnSource(Spec):
 SourceSpec = Annotated[ImageFolderSource | TarSource | SklearnSource, Field(discriminator="type")]
 
 
+class HoldBackSpec(Spec):
+    """A draw of classes by keyed hash of their names: held back upstream, used downstream."""
+
+    num_classes: Semantic[int] = Field(gt=0)
+    keep: Semantic[Literal["held_back", "others"]]
+    """Which side of the draw this stage takes."""
+    seed: Semantic[int] = Field(default=0, ge=0)
+
+
 class SelectSpec(Spec):
     """Which classes and how many images of each are taken; duplicates go before counting."""
 
@@ -46,6 +55,8 @@ class SelectSpec(Spec):
     """Names of the classes to keep, in the order of their new labels. None: all, sorted by name."""
     exclude_classes: Semantic[tuple[str, ...]] = ()
     """Names of classes to leave out."""
+    hold_back: Semantic[HoldBackSpec | None] = None
+    """Draws some of the classes, so that a recipe can split a tree whose names it does not know."""
     per_class: Semantic[dict[str, Annotated[int, Field(gt=0)]]] = {}
     """Split name -> images kept of each class, drawn by keyed hash. Splits not named keep all."""
     seed: Semantic[int] = Field(default=0, ge=0)
@@ -55,8 +66,9 @@ class SelectSpec(Spec):
     def _classes_are_named_once(self) -> "SelectSpec":
         if self.classes is not None and len(set(self.classes)) != len(self.classes):
             raise ValueError("classes names a class twice; name each class once")
-        if self.classes is not None and self.exclude_classes:
-            raise ValueError("classes and exclude_classes exclude each other; give one of them")
+        given = [self.classes is not None, bool(self.exclude_classes), self.hold_back is not None]
+        if sum(given) > 1:
+            raise ValueError("classes, exclude_classes and hold_back exclude each other; give one")
         return self
 
 

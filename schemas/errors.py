@@ -74,6 +74,10 @@ class DataError(StageFailedError):
     """The data cannot be used as asked: too few rows, too many rejections, no such split."""
 
 
+class InfrastructureError(VitrailError):
+    """The machinery under a stage failed (a process or a node was lost); worth another try."""
+
+
 class IntegrityError(VitrailError):
     """Stored bytes differ from what was written."""
 

@@ -75,6 +75,8 @@ class AccuracyReport(Spec):
     """`accuracy.json` of an `evaluate` or `baseline` artifact."""
 
     schema_version: Semantic[Literal[1]] = 1
+    split: Semantic[str]
+    """The split that was measured."""
     accuracies: Semantic[tuple[Accuracy, ...]]
     per_class: Semantic[dict[str, dict[str, float]]]
     """Method -> class name -> share of correct answers."""

@@ -1,0 +1,133 @@
+"""How Vitrail speaks: data on stdout, progress and errors on stderr, tables for people."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from schemas.errors import VitrailError
+from schemas.runs import PlanDocument, RunDocument
+from schemas.spec import Spec
+
+_STATUS_STYLE = {
+    "ran": "green",
+    "run": "green",
+    "reused": "cyan",
+    "reuse": "cyan",
+    "pending": "yellow",
+    "skipped": "yellow",
+    "skip": "yellow",
+    "paused": "yellow",
+    "failed": "bold red",
+    "ok": "green",
+    "fix": "bold red",
+}
+
+
+def stdout() -> Console:
+    """For data that a person asked for."""
+    return Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+
+
+def stderr() -> Console:
+    """For progress and errors."""
+    return Console(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False)
+
+
+def print_document(document: Spec) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(document.dump(), indent=2))  # noqa: T201  # JSON must not meet Rich's markup
+
+
+def print_error(error: VitrailError) -> None:
+    """An error as the user reads it."""
+    console = stderr()
+    console.print(f"[bold red]error:[/] {escape(error.what)}")
+    if error.where:
+        console.print(f"  where: {escape(error.where)}")
+    if error.hint:
+        console.print(f"  try: {escape(error.hint)}")
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A plain table; a cell that is a status word gets its colour."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(
+            column, overflow="fold", justify="right" if column.startswith(">") else "left"
+        )
+        made.columns[-1].header = column.lstrip(">")
+    for row in rows:
+        made.add_row(*(_cell(cell) for cell in row))
+    return made
+
+
+def _cell(text: str) -> str:
+    style = _STATUS_STYLE.get(text)
+    return f"[{style}]{text}[/]" if style else escape(text)
+
+
+def print_plan(document: PlanDocument) -> None:
+    """What will run and why, and what it needs."""
+    rows = [
+        (
+            decision.stage,
+            decision.action,
+            decision.reason,
+            _amount(decision.estimate.get("parameters"), ""),
+            _amount(decision.estimate.get("flops"), "F"),
+            _amount(decision.estimate.get("memory_bytes"), "B"),
+            _amount(decision.estimate.get("disk_bytes"), "B"),
+            _seconds(decision.estimate.get("last_seconds")),
+        )
+        for decision in document.stages
+    ]
+    columns = ("stage", "action", "why", ">params", ">FLOPs", ">memory", ">disk", ">last time")
+    console = stdout()
+    console.print(table(columns, rows))
+    for decision in document.stages:
+        if decision.code_changed:
+            files = ", ".join(decision.code_changed[:3])
+            more = f" and {len(decision.code_changed) - 3} more" * (len(decision.code_changed) > 3)
+            console.print(f"note: {decision.stage}: code changed: {files}{more}; reused")
+    needed, free = document.disk_bytes_needed, document.disk_bytes_free
+    console.print(
+        f"disk: at most {_amount(needed, 'B')} needed, {_amount(free, 'B')} free "
+        f"({needed} and {free} bytes)"
+    )
+    if needed > free:
+        console.print("[bold red]warning:[/] the disk may not be large enough")
+
+
+def print_outcomes(document: RunDocument) -> None:
+    """Stage, status, seconds, artifact."""
+    rows = [
+        (stage.name, stage.status, f"{stage.seconds:.1f}", stage.artifact or "-")
+        for stage in document.stages
+    ]
+    stdout().print(table(("stage", "status", ">seconds", "artifact"), rows))
+
+
+def _amount(value: float | None, unit: str) -> str:
+    """A number with a decimal prefix."""
+    if value is None:
+        return "-"
+    for prefix in ("", "k", "M", "G", "T", "P", "E"):
+        if abs(value) < 1000 or prefix == "E":
+            digits = f"{value:.0f}" if prefix == "" else f"{value:.3g}"
+            return f"{digits} {prefix}{unit}".rstrip()
+        value /= 1000
+    raise AssertionError
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} s"
+
+
+def is_terminal() -> bool:
+    """Whether progress may be drawn over."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"

@@ -1,0 +1,121 @@
+"""What runs in the process of a stage: hold the key, do the work, commit. No Ray in here."""
+
+import time
+import traceback
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from jobs.stage import StageEntry, StageTools
+from pipeline.ports import ArtifactStore, Attempt, Provenance, TaskPool
+from schemas.artifacts import StageRecord, StageResult
+from schemas.errors import DiskFullError, StageFailedError, VitrailError
+from schemas.runs import StageRequest
+
+_NO_SPACE = {28, 122}
+"""errno of a full disk and of a full quota."""
+
+
+class PauseFile:
+    """`StopSignal` as a file in the run's folder: any process of any node can see it."""
+
+    def __init__(self, path: Path) -> None:
+        """Watch `path`."""
+        self._path = path
+
+    def requested(self) -> bool:
+        """True once the file exists."""
+        return self._path.exists()
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a log in one write, so that lines of several processes do not mix."""
+    with path.open("ab", buffering=0) as log:
+        log.write(f"{line}\n".encode())
+
+
+def log_path(request: StageRequest) -> Path:
+    """The log of the run that the stage belongs to."""
+    return Path(request.pause_path).with_name("log.txt")
+
+
+def execute_stage(
+    request: StageRequest,
+    *,
+    entries: Mapping[str, StageEntry],
+    store: ArtifactStore,
+    provenance: Provenance,
+    pool: TaskPool,
+) -> StageResult:
+    """Make the artifact of a stage, unless somebody else has made it by the time the key is free.
+
+    Raises:
+        VitrailError: What went wrong, as a sentence; the traceback is in the run's log.
+    """
+    kind = request.spec["kind"]
+    with store.hold(kind, request.key):
+        done = store.lookup(kind, request.key)
+        if done is not None and store.present(done) is None:
+            return done
+        attempt = store.begin(kind, request.key)
+        try:
+            return _make(
+                request, entries[kind], store=store, provenance=provenance, tools=(attempt, pool)
+            )
+        except VitrailError:
+            raise
+        except Exception as error:
+            append_line(log_path(request), traceback.format_exc())
+            raise _as_sentence(request, error) from error
+
+
+def _make(
+    request: StageRequest,
+    entry: StageEntry,
+    *,
+    store: ArtifactStore,
+    provenance: Provenance,
+    tools: tuple[Attempt, TaskPool],
+) -> StageResult:
+    from infra.metric_segments import SegmentLog
+
+    attempt, pool = tools
+    started_at, clock = datetime.now(UTC), time.monotonic()
+    log = log_path(request)
+    output = entry(
+        request,
+        StageTools(
+            attempt=attempt,
+            pool=pool,
+            stop=PauseFile(Path(request.pause_path)),
+            metrics=SegmentLog(attempt.progress / "metrics.jsonl"),
+            say=lambda line: append_line(log, f"{request.stage}: {line}"),
+        ),
+    )
+    record = StageRecord(
+        experiment=request.experiment,
+        stage=request.stage,
+        key=request.key,
+        key_record=request.key_record,
+        spec=request.spec,
+        input_artifacts={port: found.artifact for port, found in request.inputs.items()},
+        environment=provenance.environment(),
+        run=request.run,
+        started_at=started_at.isoformat(),
+        seconds=time.monotonic() - clock,
+        metrics=output.metrics,
+    )
+    return store.commit(attempt, record, known_sha256=output.known_sha256)
+
+
+def _as_sentence(request: StageRequest, error: Exception) -> StageFailedError:
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        return DiskFullError(
+            f"the disk is full: {error.filename or request.store} could not be written",
+            where=request.stage,
+            hint="free some space (`vitrail plan` prints the bytes needed), then run again",
+        )
+    return StageFailedError(
+        f"{request.stage} failed: {type(error).__name__}: {error}",
+        where=f"the traceback is in {log_path(request)}",
+    )

@@ -1,0 +1,176 @@
+"""The rows of a report, read from the artifacts of other stages."""
+
+import hashlib
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import pyarrow as pa
+
+from pipeline.evaluation.study import label, split_name
+from schemas.errors import IntegrityError
+from schemas.evaluation import AccuracyReport
+from schemas.manifest import MANIFEST_FILE, TOMBSTONES_FILE, ShardSetManifest
+from schemas.records import TOMBSTONES
+from schemas.report import AccuracyRow, DataRow, MatchRow, TrainingRow
+from schemas.runs import InputArtifact, MetricPoint
+from schemas.spec import Spec, digest_of
+
+ACCURACY_FILE = "accuracy.json"
+DATASET_FOLDER = "dataset"
+POINTS_FILE = "logs/metrics.jsonl"
+MAX_MATCHES = 50
+"""Removed images of one filter that a page lists."""
+
+Points = dict[str, list[tuple[int, float]]]
+"""Metric key -> (step, value), steps rising."""
+
+S = TypeVar("S", bound=Spec)
+
+
+def read_document(path: Path, kind: type[S]) -> S:
+    """A JSON document of another stage.
+
+    Raises:
+        IntegrityError: If it is missing or is not what its schema says.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise IntegrityError(
+            f"{path} should hold a {kind.__name__} but could not be read: {error}",
+            hint="vitrail verify tells whether the artifact is whole",
+        ) from error
+
+
+def accuracy_rows(source: InputArtifact) -> tuple[AccuracyRow, ...]:
+    """One row for each method of an `evaluate` or `baseline` artifact."""
+    report = read_document(Path(source.path) / ACCURACY_FILE, AccuracyReport)
+    return tuple(
+        AccuracyRow(
+            stage=source.stage,
+            kind=source.kind,
+            split=report.split,
+            test_set=_test_set(report, it.method),
+            chosen=_chosen_for(report, it.method),
+            **it.dump(),
+        )
+        for it in report.accuracies
+    )
+
+
+def data_row(source: InputArtifact) -> DataRow:
+    """The shard set of an `ingest` or `filter` artifact in one row."""
+    path = Path(source.path) / DATASET_FOLDER / MANIFEST_FILE
+    manifest = read_document(path, ShardSetManifest)
+    removed = Counter(_tombstones(source)["reason"].to_pylist())
+    return DataRow(
+        stage=source.stage,
+        kind=source.kind,
+        digest=hashlib.sha256(path.read_bytes()).hexdigest(),
+        num_classes=len(manifest.class_names),
+        split_rows={name: split.rows for name, split in sorted(manifest.splits.items())},
+        rejections=dict(sorted(manifest.rejections.items())),
+        removed=dict(sorted(removed.items())),
+    )
+
+
+def match_rows(source: InputArtifact) -> tuple[MatchRow, ...]:
+    """The first images that a filter took out, each with the test image that it copies."""
+    names = [name for name in MatchRow.model_fields if name != "stage"]
+    first = _tombstones(source).slice(0, MAX_MATCHES).select(names)
+    return tuple(MatchRow(stage=source.stage, **row) for row in first.to_pylist())
+
+
+def read_points(source: InputArtifact) -> Points:
+    """The logged points of a training artifact; empty where no log stands beside it.
+
+    A step that was logged twice (before and after a resume) counts once, the later one.
+    """
+    path = Path(source.path) / POINTS_FILE
+    if not path.exists():
+        return {}
+    found: dict[str, dict[int, float]] = {}
+    for line in path.read_text().splitlines():
+        point = MetricPoint.model_validate_json(line)
+        found.setdefault(point.key, {})[point.step] = point.value
+    return {key: sorted(points.items()) for key, points in found.items()}
+
+
+def training_row(source: InputArtifact, points: Points) -> TrainingRow:
+    """Where a training ended."""
+    losses = points.get("train/loss")
+    return TrainingRow(
+        stage=source.stage,
+        kind=source.kind,
+        steps=losses[-1][0] if losses else None,
+        last_loss=losses[-1][1] if losses else None,
+    )
+
+
+def baseline_notes(rows: Sequence[AccuracyRow]) -> tuple[str, ...]:
+    """One sentence for each baseline that is ahead of a model on the same images.
+
+    Variants of a matrix are compared by their means over the shared ones.
+    """
+    models = _by_base([row for row in rows if row.kind == "evaluate"])
+    baselines = _by_base([row for row in rows if row.kind == "baseline"])
+    found = []
+    for model_name, model in models.items():
+        for baseline_name, baseline in baselines.items():
+            pairs = [(a, b) for a in model for b in baseline if _comparable(a, b)]
+            if pairs:
+                found.append(_note(model_name, baseline_name, pairs))
+    return tuple(note for note in found if note)
+
+
+def _note(model: str, baseline: str, pairs: Sequence[tuple[AccuracyRow, AccuracyRow]]) -> str:
+    model_mean = statistics.fmean(first.top1_ratio for first, _ in pairs)
+    baseline_mean = statistics.fmean(second.top1_ratio for _, second in pairs)
+    if baseline_mean <= model_mean:
+        return ""
+    over = f" (means over {len(pairs)} variants)" if len(pairs) > 1 else ""
+    return (
+        f"A simple baseline is ahead of a model: {baseline} answers {baseline_mean:.1%} of the "
+        f"{pairs[0][1].total} images of split {pairs[0][1].split} correctly, "
+        f"{model} {model_mean:.1%}{over}."
+    )
+
+
+def _by_base(rows: Sequence[AccuracyRow]) -> dict[str, list[AccuracyRow]]:
+    grouped: dict[str, list[AccuracyRow]] = {}
+    for row in rows:
+        grouped.setdefault(label(split_name(row.stage).stage, row.method), []).append(row)
+    return grouped
+
+
+def _comparable(first: AccuracyRow, second: AccuracyRow) -> bool:
+    """Same images, and the same variant where both have one."""
+    variants = {split_name(row.stage).variant for row in (first, second)} - {None}
+    return first.test_set == second.test_set and len(variants) < 2
+
+
+def _test_set(report: AccuracyReport, method: str) -> str:
+    """Digest of what was measured on; the rows of a confusion matrix sum to the true counts."""
+    counts = [sum(row) for row in report.confusion[method]]
+    return digest_of([report.split, list(report.class_names), counts])
+
+
+def _chosen_for(report: AccuracyReport, method: str) -> dict[str, float]:
+    prefix = f"{method}."
+    return {
+        name.removeprefix(prefix): value
+        for name, value in report.chosen.items()
+        if name.startswith(prefix)
+    }
+
+
+def _tombstones(source: InputArtifact) -> pa.Table:
+    """The removed rows of a shard set; a set that nothing was taken from has no such file."""
+    path = Path(source.path) / DATASET_FOLDER / TOMBSTONES_FILE
+    if not path.exists():
+        return TOMBSTONES.empty_table()
+    with pa.ipc.open_file(path) as reader:
+        return reader.read_all()

@@ -1,0 +1,56 @@
+"""A trained model on disk: `model.safetensors` and, beside it, all that a prediction needs."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline.model.transfer import check_weights
+from pipeline.model.vit import ViT
+from schemas.checkpoint import MODEL_FILE, WEIGHTS_FILE, SavedModel
+from schemas.errors import IntegrityError
+from schemas.spec import canonical_json
+
+
+def save_model(folder: Path, weights: Mapping[str, Tensor], saved: SavedModel) -> None:
+    """Write both files into `folder`, which is made; equal content gives equal bytes."""
+    check_weights(weights, saved.spec)
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    save_file(plain, folder / WEIGHTS_FILE)
+    (folder / MODEL_FILE).write_text(canonical_json(saved.dump()) + "\n")
+
+
+def load_model(folder: Path) -> tuple[ViT, SavedModel]:
+    """The model of `folder` on the CPU, in evaluation mode, and what it says of itself.
+
+    Raises:
+        IntegrityError: If a file is missing or cannot be read.
+        SpecError: If the weights are not those of the spec beside them.
+    """
+    weights, saved = load_weights(folder)
+    with torch.device("meta"):
+        model = ViT(saved.spec)
+    model.load_state_dict(weights, assign=True)
+    return model.eval(), saved
+
+
+def load_weights(folder: Path) -> tuple[dict[str, Tensor], SavedModel]:
+    """The parameters by name, and the description, without building the model.
+
+    Raises:
+        IntegrityError: If a file is missing or cannot be read.
+        SpecError: If the weights are not those of the spec beside them.
+    """
+    try:
+        saved = SavedModel.model_validate_json((folder / MODEL_FILE).read_text())
+        weights = load_file(folder / WEIGHTS_FILE)
+    except Exception as error:
+        raise IntegrityError(
+            f"{folder} does not hold a readable saved model ({error}); "
+            f"it needs {MODEL_FILE} and {WEIGHTS_FILE}"
+        ) from error
+    check_weights(weights, saved.spec)
+    return weights, saved

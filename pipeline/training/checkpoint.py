@@ -1,0 +1,214 @@
+"""The one form of a checkpoint on disk: tensors by name, `state.json`, `MANIFEST.json` last.
+
+    step-00000100/
+        rank-0000.safetensors ...   weight/NAME, moment1/NAME, moment2/NAME, all fp32
+        state.json                  step, key, digests, versions, probe loss
+        MANIFEST.json               size and sha256 of every other file: the commit
+
+Nothing in it depends on the world size or the ZeRO stage that wrote it.
+"""
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from schemas.checkpoint import (
+    CHECKPOINT_MANIFEST,
+    CHECKPOINT_STATE,
+    CheckpointFile,
+    CheckpointManifest,
+    CheckpointState,
+)
+from schemas.errors import DiskFullError, IntegrityError
+from schemas.spec import canonical_json
+
+_NAME = re.compile(r"^step-(\d{8})$")
+
+
+@dataclass(frozen=True)
+class ParameterState:
+    """One parameter with its optimizer state, whole and in fp32, on the CPU."""
+
+    weight: Tensor
+    moments: tuple[Tensor, ...]
+    """First and, where the optimizer has one, second moment."""
+
+
+def step_folder(step: int) -> str:
+    """Name of the checkpoint of a step."""
+    return f"step-{step:08d}"
+
+
+def write_share(folder: Path, rank: int, states: Iterable[tuple[str, ParameterState]]) -> None:
+    """Write one rank's share of the parameters, durably; an empty share makes no file."""
+    tensors = {}
+    for name, state in states:
+        tensors[f"weight/{name}"] = state.weight
+        for index, moment in enumerate(state.moments, start=1):
+            tensors[f"moment{index}/{name}"] = moment
+    if not tensors:
+        return
+    path = folder / f"rank-{rank:04d}.safetensors"
+    with _full_disk_is_a_sentence(folder):
+        save_file(tensors, path)
+        _fsync(path)
+
+
+def read_parameters(folder: Path) -> Iterator[tuple[str, ParameterState]]:
+    """Every parameter of a checkpoint, one at a time, whatever world wrote it.
+
+    Raises:
+        IntegrityError: If a file of tensors cannot be read.
+    """
+    manifest = (folder / CHECKPOINT_MANIFEST).read_text()
+    for name in sorted(CheckpointManifest.model_validate_json(manifest).files):
+        if name.endswith(".safetensors"):
+            yield from _read_share(folder / name)
+
+
+def _read_share(path: Path) -> Iterator[tuple[str, ParameterState]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            present = set(file.keys())
+            for name in sorted(key[7:] for key in present if key.startswith("weight/")):
+                keys = [f"moment{i}/{name}" for i in (1, 2) if f"moment{i}/{name}" in present]
+                moments = tuple(file.get_tensor(key) for key in keys)
+                yield name, ParameterState(file.get_tensor(f"weight/{name}"), moments)
+    except SafetensorError as error:
+        raise IntegrityError(f"checkpoint file {path} cannot be read: {error}") from error
+
+
+def begin(root: Path, step: int) -> Path:
+    """A private folder for the checkpoint of `step`; remains of an earlier try are removed."""
+    working = working_folder(root, step)
+    shutil.rmtree(working, ignore_errors=True)
+    with _full_disk_is_a_sentence(root):
+        working.mkdir(parents=True)
+    return working
+
+
+def working_folder(root: Path, step: int) -> Path:
+    """Where the ranks write before the commit."""
+    return root / f".writing-{step_folder(step)}"
+
+
+def commit(root: Path, state: CheckpointState) -> Path:
+    """Make the written files of `state.step` a checkpoint: state, manifest, rename, in that order.
+
+    Called by one rank when all shares are written.
+    """
+    working, final = working_folder(root, state.step), root / step_folder(state.step)
+    with _full_disk_is_a_sentence(root):
+        _write(working / CHECKPOINT_STATE, canonical_json(state.dump()))
+        files = {path.name: _describe(path) for path in sorted(working.iterdir())}
+        manifest = CheckpointManifest(files=files)
+        _write(working / CHECKPOINT_MANIFEST, canonical_json(manifest.dump()))
+        _fsync(working)
+        shutil.rmtree(final, ignore_errors=True)  # a damaged one that was passed over
+        working.rename(final)
+        _fsync(root)
+    return final
+
+
+def newest_complete(
+    root: Path, key: str, say: Callable[[str], None]
+) -> tuple[Path, CheckpointState] | None:
+    """The newest checkpoint whose files all are what its manifest says; damaged ones are named.
+
+    Args:
+        root: Folder of all checkpoints of one stage key; need not exist.
+        key: Key of the stage that goes on.
+        say: Told which file made it pass over a checkpoint.
+
+    Raises:
+        IntegrityError: If a whole checkpoint belongs to another stage key.
+    """
+    for folder in sorted(_checkpoints(root), reverse=True):
+        fault = damage(folder)
+        if fault is not None:
+            say(f"checkpoint {folder.name} is passed over: {fault}")
+            continue
+        state = CheckpointState.model_validate_json((folder / CHECKPOINT_STATE).read_text())
+        if state.key != key:
+            raise IntegrityError(
+                f"checkpoint {folder} was written by stage key {state.key[:12]}, not {key[:12]}",
+                hint=f"remove {root}",
+            )
+        return folder, state
+    return None
+
+
+def damage(folder: Path) -> str | None:
+    """None if every file is present with its size and sha256; else the first fault, with its file.
+
+    Files beyond the manifest do no harm: nothing reads them.
+    """
+    try:
+        text = (folder / CHECKPOINT_MANIFEST).read_text()
+        manifest = CheckpointManifest.model_validate_json(text)
+    except (OSError, ValueError) as error:
+        reason = "is missing" if isinstance(error, OSError) else "cannot be read"
+        return f"{CHECKPOINT_MANIFEST} {reason}"
+    for name, expected in sorted(manifest.files.items()):
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected.size_bytes:
+            return f"{name} has {path.stat().st_size} bytes instead of {expected.size_bytes}"
+        if _describe(path) != expected:
+            return f"{name} has the right size but other bytes (sha256 differs)"
+    return None if CHECKPOINT_STATE in manifest.files else f"{CHECKPOINT_STATE} is not listed"
+
+
+def prune(root: Path, keep_last: int) -> None:
+    """Remove all but the newest `keep_last` checkpoints."""
+    for folder in sorted(_checkpoints(root))[:-keep_last]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _checkpoints(root: Path) -> list[Path]:
+    return [path for path in root.iterdir() if _NAME.match(path.name)] if root.is_dir() else []
+
+
+def _describe(path: Path) -> CheckpointFile:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return CheckpointFile(size_bytes=path.stat().st_size, sha256=digest)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text + "\n")
+    _fsync(path)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _full_disk_is_a_sentence(folder: Path) -> Iterator[None]:
+    """Turn "no space left" into the error that a user understands."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if full or "os error 28" in str(error):  # safetensors wraps the number in its text
+            raise DiskFullError(
+                f"no space left for a checkpoint in {folder}; the one before it is untouched",
+                hint="free some space and run again; training goes on from the last checkpoint",
+            ) from error
+        raise

@@ -1,0 +1,205 @@
+"""What the loop needs of an engine, and the single-process reference that all others must equal."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pipeline.model.vit import ViT
+from pipeline.training.checkpoint import ParameterState, read_parameters, write_share
+from pipeline.training.objectives import LabelledBatch, Objective
+from pipeline.training.optimizer import (
+    build_optimizer,
+    materialise,
+    moment_names,
+    rewrite_groups,
+    write_learning_rate,
+)
+from schemas.errors import IntegrityError
+from schemas.training import OptimSpec
+
+CLIP_EPS = 1e-6
+"""Added to the norm before division, by torch and DeepSpeed alike."""
+
+
+class Engine(Protocol):
+    """A model with its optimizer on one world of processes; every rank makes the same calls."""
+
+    name: str
+    rank: int
+    world_size: int
+
+    def forward_backward(self, micro_batches: Sequence[LabelledBatch]) -> float:
+        """Gradients of one optimizer step from this rank's share; all ranks call it.
+
+        Args:
+            micro_batches: Equally large parts of this rank's share of the global batch.
+
+        Returns:
+            Mean loss over the global batch, equal on all ranks.
+        """
+        ...
+
+    def step(self, learning_rate: float) -> float:
+        """Clip, update with this rate, forget the gradients; the norm before clipping."""
+        ...
+
+    def loss(self, batch: LabelledBatch) -> float:
+        """Loss of a whole batch without gradients; all ranks give the same batch."""
+        ...
+
+    def state(self) -> Iterator[tuple[str, ParameterState]]:
+        """Every parameter in the model's order; all ranks must consume it to its end."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's share of `state` into `folder`; returns when all ranks have written."""
+        ...
+
+    def load(self, folder: Path, step: int) -> None:
+        """Take over the weights and moments of a checkpoint after `step` steps, from any world."""
+        ...
+
+    def agree(self, flag: bool) -> bool:  # noqa: FBT001 - a vote
+        """Whether any rank says true."""
+        ...
+
+    def highest(self, number: int) -> int:
+        """The largest number that any rank gives."""
+        ...
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What every engine is made from, besides the model."""
+
+    optim: OptimSpec
+    objective: Objective
+    precision: str
+    """`fp32`, or `bf16`: autocast over fp32 master weights."""
+    device: torch.device
+
+
+class TorchEngine:
+    """One process, plain torch: the reference."""
+
+    name = "torch"
+    rank = 0
+    world_size = 1
+
+    def __init__(self, model: ViT, spec: EngineSpec) -> None:
+        """Own `model` from here on, on `spec.device`."""
+        self.model = model.to(spec.device)
+        self.spec = spec
+        self._start()
+
+    def _start(self) -> None:
+        self.optimizer = build_optimizer(self.model, self.spec.optim)
+        for parameter in self.model.parameters():
+            materialise(self.optimizer.state[parameter], parameter, self.spec.optim)
+
+    def forward_backward(self, micro_batches: Sequence[LabelledBatch]) -> float:
+        """See `Engine`."""
+        self.model.train()
+        total = torch.zeros((), device=self.spec.device)
+        for batch in micro_batches:
+            loss = self._loss(batch) / len(micro_batches)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's own gap
+            total += loss.detach()
+        return total.item()
+
+    def step(self, learning_rate: float) -> float:
+        """See `Engine`."""
+        norm = clip_gradients(self.model, self.spec.optim.clip_norm)
+        write_learning_rate(self.optimizer, learning_rate)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def loss(self, batch: LabelledBatch) -> float:
+        """See `Engine`."""
+        self.model.eval()
+        with torch.no_grad():
+            return self._loss(batch).item()
+
+    def _loss(self, batch: LabelledBatch) -> Tensor:
+        with autocast(self.spec):
+            return self.spec.objective(self.model, batch)
+
+    def state(self) -> Iterator[tuple[str, ParameterState]]:
+        """See `Engine`."""
+        keys = moment_names(self.spec.optim)
+        for name, parameter in self.model.named_parameters():
+            kept = self.optimizer.state[parameter]
+            moments = tuple(to_cpu(kept[key]) for key in keys)
+            yield name, ParameterState(to_cpu(parameter), moments)
+
+    def save(self, folder: Path) -> None:
+        """See `Engine`."""
+        write_share(folder, self.rank, self.state())
+
+    def load(self, folder: Path, step: int) -> None:
+        """See `Engine`."""
+        moments = load_weights(self.model, folder)
+        keys = moment_names(self.spec.optim)
+        for name, parameter in self.model.named_parameters():
+            kept = self.optimizer.state[parameter]
+            for key, moment in zip(keys, moments[name], strict=True):
+                kept[key].copy_(moment)
+            if "step" in kept:
+                kept["step"].fill_(step)
+        rewrite_groups(self.optimizer, self.spec.optim)
+
+    def agree(self, flag: bool) -> bool:  # noqa: FBT001 - a vote
+        """See `Engine`."""
+        return flag
+
+    def highest(self, number: int) -> int:
+        """See `Engine`."""
+        return number
+
+
+def clip_gradients(model: torch.nn.Module, clip_norm: float | None) -> float:
+    """Scale all gradients so that their global norm is at most `clip_norm`; the norm before."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]).norm()
+    if clip_norm is not None:
+        scale = torch.clamp(clip_norm / (norm + CLIP_EPS), max=1.0)
+        for gradient in gradients:
+            gradient.mul_(scale)
+    return norm.item()
+
+
+def autocast(spec: EngineSpec) -> torch.autocast:
+    """bf16 arithmetic over fp32 weights where the spec says so; else nothing."""
+    return torch.autocast(
+        spec.device.type, dtype=torch.bfloat16, enabled=spec.precision == "bf16"
+    )
+
+
+def load_weights(model: torch.nn.Module, folder: Path) -> dict[str, tuple[Tensor, ...]]:
+    """Copy the weights of a checkpoint into a bare model; returns the moments by name.
+
+    Raises:
+        IntegrityError: If the checkpoint's parameters are not those of the model.
+    """
+    own = dict(model.named_parameters())
+    moments = {}
+    with torch.no_grad():
+        for name, state in read_parameters(folder):
+            if name not in own or own[name].shape != state.weight.shape:
+                raise IntegrityError(f"checkpoint {folder} has {name}, which the model has not")
+            own[name].copy_(state.weight)
+            moments[name] = state.moments
+    missing = sorted(own.keys() - moments.keys())
+    if missing:
+        raise IntegrityError(f"checkpoint {folder} lacks {', '.join(missing)}")
+    return moments
+
+
+def to_cpu(tensor: Tensor) -> Tensor:
+    """An independent contiguous fp32 copy on the CPU."""
+    return tensor.detach().to("cpu", torch.float32, copy=True).contiguous()

@@ -1,0 +1,79 @@
+"""Parameter groups and the optimizer, built on the bare model before any engine wraps it."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from schemas.training import OptimSpec
+
+MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
+"""Algorithm -> the names under which torch keeps first and second moment."""
+
+
+def parameter_groups(model: nn.Module, optim: OptimSpec) -> list[dict[str, Any]]:
+    """Two groups: with weight decay, and without (biases, norms, positions, class token).
+
+    Every parameter is in exactly one; the order inside a group is that of the model.
+    """
+    decayed, plain = [], []
+    for name, parameter in model.named_parameters():
+        (decayed if is_decayed(name) else plain).append(parameter)
+    return [
+        {"params": decayed, "weight_decay": optim.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+
+
+def is_decayed(name: str) -> bool:
+    """Whether weight decay acts on the parameter of this name: on dense kernels alone."""
+    *_, module, leaf = ("", *name.split("."))
+    return leaf == "weight" and not module.startswith("norm")
+
+
+def build_optimizer(model: nn.Module, optim: OptimSpec) -> torch.optim.Optimizer:
+    """The optimizer of `optim`; the loop writes the learning rate before each step.
+
+    One kernel for each tensor (no foreach, no fused), so that an update never depends on how
+    tensors are grouped.
+    """
+    groups = parameter_groups(model, optim)
+    if optim.algorithm == "sgd":
+        return torch.optim.SGD(groups, lr=optim.peak_lr, momentum=optim.beta1, foreach=False)
+    return torch.optim.AdamW(
+        groups,
+        lr=optim.peak_lr,
+        betas=(optim.beta1, optim.beta2),
+        eps=optim.eps,
+        foreach=False,
+        fused=False,
+    )
+
+
+def rewrite_groups(optimizer: torch.optim.Optimizer, optim: OptimSpec) -> None:
+    """Put the spec's hyper-parameters into the groups again: a load may have left others."""
+    for group, decay in zip(optimizer.param_groups, (optim.weight_decay, 0.0), strict=True):
+        group["weight_decay"] = decay
+        if optim.algorithm == "sgd":
+            group["momentum"] = optim.beta1
+        else:
+            group.update(betas=(optim.beta1, optim.beta2), eps=optim.eps)
+
+
+def write_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def materialise(state: dict[str, Any], like: torch.Tensor, optim: OptimSpec) -> None:
+    """Zero moments in the optimizer state of one tensor, as the first step would make them."""
+    for key in moment_names(optim):
+        state[key] = torch.zeros_like(like)
+    if optim.algorithm == "adamw":
+        state["step"] = torch.tensor(0.0)
+
+
+def moment_names(optim: OptimSpec) -> tuple[str, ...]:
+    """The moments that this optimizer keeps; SGD without momentum keeps none."""
+    return () if optim.algorithm == "sgd" and not optim.beta1 else MOMENTS[optim.algorithm]

@@ -1,0 +1,210 @@
+"""DeepSpeed ZeRO 0-3 behind the `Engine` protocol: DeepSpeed's only door.
+
+The caller's process has to set `DS_ACCELERATOR=cpu` before the import where there is no GPU, and
+the torch process group exists already.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed import ops
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+from torch import Tensor
+from torch import distributed as dist
+
+from pipeline.model.vit import ViT
+from pipeline.training.checkpoint import ParameterState, write_share
+from pipeline.training.engine import EngineSpec, clip_gradients, load_weights, to_cpu
+from pipeline.training.objectives import LabelledBatch
+from pipeline.training.optimizer import (
+    build_optimizer,
+    materialise,
+    moment_names,
+    rewrite_groups,
+    write_learning_rate,
+)
+
+
+@dataclass(frozen=True)
+class ZeroSpec:
+    """How the global batch and the state are spread over the ranks."""
+
+    stage: int
+    """0 keeps all on each rank; 1 spreads moments and master weights, 2 gradients, 3 weights."""
+    micro_batch: int
+    """Samples in one forward on one rank."""
+    accumulation: int
+    """Micro-batches in one optimizer step on one rank."""
+
+
+def deepspeed_config(spec: EngineSpec, zero: ZeroSpec, *, world_size: int) -> dict[str, Any]:
+    """DeepSpeed's dictionary, every value derived from the specs and none left to DeepSpeed."""
+    samples = zero.micro_batch * zero.accumulation * world_size
+    # Stage 0 clips without telling the norm, so we do that ourselves there.
+    clip = spec.optim.clip_norm if zero.stage else None
+    config: dict[str, Any] = {
+        "train_batch_size": samples,
+        "train_micro_batch_size_per_gpu": zero.micro_batch,
+        "gradient_accumulation_steps": zero.accumulation,
+        "gradient_clipping": clip or 0.0,
+        "steps_per_print": None,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {
+            "stage": zero.stage,
+            "overlap_comm": False,
+            "contiguous_gradients": True,
+            # Parameters stay partitioned from the first, so that every size goes the same way.
+            "stage3_param_persistence_threshold": 0,
+        },
+    }
+    if spec.precision == "bf16":
+        config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    return config
+
+
+class DeepSpeedEngine:
+    """A model on all ranks of the process group, its state spread as `zero` says."""
+
+    def __init__(self, model: ViT, spec: EngineSpec, zero: ZeroSpec) -> None:
+        """Own `model`; DeepSpeed takes it over at the first use, so that a load can come first."""
+        self.model = model.to(spec.device)
+        self.spec = spec
+        self.zero = zero
+        self.name = f"deepspeed-zero{zero.stage}"
+        self.rank = dist.get_rank()
+        self.world_size = dist.get_world_size()
+
+    @cached_property
+    def _engine(self) -> Any:
+        """DeepSpeed's engine, with moments that exist before the first step."""
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        # Compiled at first use, in minutes, and of no use to gloo.
+        ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+        engine, *_ = deepspeed.initialize(
+            model=self.model,
+            optimizer=build_optimizer(self.model, self.spec.optim),
+            config=deepspeed_config(self.spec, self.zero, world_size=self.world_size),
+        )
+        for tensor in self._flat_tensors(engine):
+            materialise(self._torch_optimizer(engine).state[tensor], tensor, self.spec.optim)
+        if self.zero.stage in (1, 2):
+            # DeepSpeed links parameters to moments while group 0 steps, when group 1 has none yet.
+            engine.optimizer._hp_optimizer_states_linked = False  # noqa: SLF001 - no public way
+            engine.optimizer._lazy_init_hp_params_optimizer_state()  # noqa: SLF001
+        return engine
+
+    def _torch_optimizer(self, engine: Any) -> torch.optim.Optimizer:
+        """Ours, inside DeepSpeed's wrapper where there is one."""
+        optimizer: torch.optim.Optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
+        return optimizer
+
+    def _flat_tensors(self, engine: Any) -> list[Tensor]:
+        """The tensors on this rank that the optimizer really updates."""
+        if self.zero.stage == 0:
+            return list(self.model.parameters())
+        name = "fp32_partitioned_groups_flat" if self.zero.stage == 3 else None
+        return list(getattr(engine.optimizer, name or "single_partition_of_fp32_groups"))
+
+    def forward_backward(self, micro_batches: Sequence[LabelledBatch]) -> float:
+        """See `Engine`."""
+        engine = self._engine
+        engine.train()
+        total = torch.zeros((), device=self.spec.device)
+        for index, batch in enumerate(micro_batches):
+            if index:
+                engine.step()  # off the boundary: only counts the micro-step
+            loss = self.spec.objective(engine, batch)
+            engine.backward(loss)
+            total += loss.detach()
+        total /= len(micro_batches) * self.world_size
+        dist.all_reduce(total)
+        return total.item()
+
+    def step(self, learning_rate: float) -> float:
+        """See `Engine`."""
+        engine = self._engine
+        norm = None if self.zero.stage else clip_gradients(self.model, self.spec.optim.clip_norm)
+        write_learning_rate(self._torch_optimizer(engine), learning_rate)
+        engine.step()
+        return float(engine.get_global_grad_norm()) if norm is None else norm
+
+    def loss(self, batch: LabelledBatch) -> float:
+        """See `Engine`."""
+        engine = self._engine
+        engine.eval()
+        with torch.no_grad():
+            return self.spec.objective(engine, batch).item()
+
+    def state(self) -> Iterator[tuple[str, ParameterState]]:
+        """See `Engine`."""
+        _ = self._engine
+        for name, parameter in self.model.named_parameters():
+            moments = [self._full(parameter, key) for key in moment_names(self.spec.optim)]
+            yield name, ParameterState(self._full(parameter, None), tuple(moments))
+
+    def _full(self, parameter: Tensor, key: str | None) -> Tensor:
+        """A parameter (None) or one of its moments, whole; all ranks must ask."""
+        if self.zero.stage == 0:
+            kept = self._torch_optimizer(self._engine).state[parameter]
+            return to_cpu(parameter if key is None else kept[key])
+        if key is None:
+            return to_cpu(safe_get_full_fp32_param(parameter))
+        return to_cpu(safe_get_full_optimizer_state(parameter, key))
+
+    def save(self, folder: Path) -> None:
+        """See `Engine`."""
+        numbered = enumerate(self.state())
+        own = [named for i, named in numbered if i % self.world_size == self.rank]
+        write_share(folder, self.rank, own)
+        dist.barrier()
+
+    def load(self, folder: Path, step: int) -> None:
+        """See `Engine`; must come before anything else, since ZeRO-3 gives weights away.
+
+        Raises:
+            RuntimeError: If the engine has been used.
+        """
+        if "_engine" in self.__dict__:
+            raise RuntimeError("a checkpoint is loaded before the engine's first use")
+        moments = load_weights(self.model, folder)
+        engine = self._engine
+        optimizer = self._torch_optimizer(engine)
+        for name, parameter in self.model.named_parameters():
+            for key, moment in zip(moment_names(self.spec.optim), moments[name], strict=True):
+                self._place(parameter, key, moment)
+        for tensor in self._flat_tensors(engine):
+            if "step" in optimizer.state[tensor]:
+                optimizer.state[tensor]["step"].fill_(step)
+        rewrite_groups(optimizer, self.spec.optim)
+
+    def _place(self, parameter: Any, key: str, moment: Tensor) -> None:
+        """Put this rank's part of a whole moment where the optimizer keeps it."""
+        moment = moment.to(self.spec.device)
+        if self.zero.stage == 0:
+            self._torch_optimizer(self._engine).state[parameter][key].copy_(moment)
+        elif self.zero.stage < 3:
+            parameter.set_full_hp_param(moment, key)
+        else:
+            # The public setter cannot place the padded end of a size that ranks do not divide.
+            part = parameter.ds_tensor.numel()
+            padded = torch.zeros(part * self.world_size, device=self.spec.device)
+            padded[: moment.numel()] = moment.flatten()
+            own = padded.narrow(0, part * self.rank, part)
+            deepspeed.utils.safe_set_local_optimizer_state(parameter, own, key)
+
+    def agree(self, flag: bool) -> bool:  # noqa: FBT001 - a vote
+        """See `Engine`."""
+        return bool(self.highest(int(flag)))
+
+    def highest(self, number: int) -> int:
+        """See `Engine`."""
+        tensor = torch.tensor([number], dtype=torch.int64, device=self.spec.device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return int(tensor.item())

@@ -1,0 +1,117 @@
+"""`report.json`: every table of a report page, for programs."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from schemas.spec import Semantic, Spec
+
+
+class AccuracyRow(Spec):
+    """One measured method of one stage, with its 95 % Wilson score interval."""
+
+    stage: Semantic[str]
+    kind: Semantic[str]
+    method: Semantic[str]
+    split: Semantic[str]
+    test_set: Semantic[str]
+    """Digest of the split's name, its classes and the images of each: equal where comparable."""
+    correct: Semantic[int] = Field(ge=0)
+    total: Semantic[int] = Field(gt=0)
+    top1_ratio: Semantic[float]
+    low_ratio: Semantic[float]
+    high_ratio: Semantic[float]
+    chosen: Semantic[dict[str, float]] = {}
+    """Hyper-parameters that were chosen on training data."""
+
+
+class MeanRow(Spec):
+    """One method of one stage over the variants of a matrix, with a 95 % t-interval of the mean."""
+
+    stage: Semantic[str]
+    """Name without the variant."""
+    method: Semantic[str]
+    variants: Semantic[tuple[str, ...]]
+    top1_ratios: Semantic[tuple[float, ...]]
+    """In the order of `variants`."""
+    mean_ratio: Semantic[float]
+    low_ratio: Semantic[float]
+    high_ratio: Semantic[float]
+
+
+class DifferenceRow(Spec):
+    """Accuracy of one method less that of another, paired by variant, with a 95 % t-interval."""
+
+    first: Semantic[str]
+    second: Semantic[str]
+    variants: Semantic[tuple[str, ...]]
+    """Those in which both were measured."""
+    mean_ratio: Semantic[float]
+    low_ratio: Semantic[float]
+    high_ratio: Semantic[float]
+
+
+class DataRow(Spec):
+    """One shard set."""
+
+    stage: Semantic[str]
+    kind: Semantic[str]
+    digest: Semantic[str]
+    """Of its manifest, which is the dataset's identity."""
+    num_classes: Semantic[int]
+    split_rows: Semantic[dict[str, int]]
+    rejections: Semantic[dict[str, int]]
+    """Reason -> files refused."""
+    removed: Semantic[dict[str, int]]
+    """Reason -> images that a filter took out."""
+
+
+class MatchRow(Spec):
+    """One image that a filter took out, and the test image that it is a copy of."""
+
+    stage: Semantic[str]
+    source: Semantic[str]
+    split: Semantic[str]
+    reason: Semantic[str]
+    matched_set: Semantic[str]
+    matched_source: Semantic[str]
+
+
+class TrainingRow(Spec):
+    """One training stage: its last logged points, and what a search chose."""
+
+    stage: Semantic[str]
+    kind: Semantic[str]
+    steps: Semantic[int | None]
+    """Last logged step; None where no log stands beside the artifact."""
+    last_loss: Semantic[float | None]
+
+
+class SearchRow(Spec):
+    """One candidate of a fine-tuning's search on held-out training labels."""
+
+    stage: Semantic[str]
+    peak_lr: Semantic[float]
+    steps: Semantic[int]
+    holdout_top1_ratio: Semantic[float]
+    chosen: Semantic[bool]
+
+
+class ReportDocument(Spec):
+    """What the page shows, in the order of the page."""
+
+    schema_version: Semantic[Literal[1]] = 1
+    title: Semantic[str]
+    experiment: Semantic[str]
+    notes: Semantic[tuple[str, ...]]
+    """Sentences that a reader must not miss."""
+    accuracies: Semantic[tuple[AccuracyRow, ...]]
+    means: Semantic[tuple[MeanRow, ...]]
+    differences: Semantic[tuple[DifferenceRow, ...]]
+    data: Semantic[tuple[DataRow, ...]]
+    matches: Semantic[tuple[MatchRow, ...]]
+    """The first ones of each filter; all are in its `tombstones.arrow`."""
+    training: Semantic[tuple[TrainingRow, ...]]
+    searches: Semantic[tuple[SearchRow, ...]]
+    inputs: Semantic[dict[str, str]]
+    """Stage -> content digest of the artifact that was read."""
