@@ -2,6 +2,7 @@
 
 import asyncio
 import shlex
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -52,7 +53,7 @@ class JobServer:
         """Start a job, or adopt the one of this name that is still running.
 
         Args:
-            entrypoint: The command, in words; it runs inside a copy of `code`.
+            entrypoint: Arguments of the cluster's Python; `{job}` stands for the submission id.
             name: The same work has the same name; attempts are numbered behind it.
             code: Folder that becomes the job's working directory.
             metadata: Shown beside the job.
@@ -64,11 +65,12 @@ class JobServer:
         running = [job for job, status in attempts.items() if status not in _ENDED]
         if running:
             return running[0], True
-        submission_id = f"{name}-{len(attempts) + 1}"
+        job = f"{name}-{len(attempts) + 1}"
+        command = shlex.join(word.format(job=job) for word in entrypoint)
         try:
             self._client.submit_job(
-                entrypoint=shlex.join(entrypoint),
-                submission_id=submission_id,
+                entrypoint=f"{_python()} {command}",
+                submission_id=job,
                 metadata=metadata,
                 runtime_env={
                     "working_dir": str(code),
@@ -77,9 +79,9 @@ class JobServer:
             )
         except RuntimeError as error:
             if "already exists" in str(error):  # somebody submitted the same in the meantime
-                return submission_id, True
+                return job, True
             raise UnreachableError(f"{self.address} refused the job: {error}") from error
-        return submission_id, False
+        return job, False
 
     def _attempts(self, name: str) -> dict[str, str]:
         jobs = [job for job in self._client.list_jobs() if job.submission_id]
@@ -135,6 +137,12 @@ class JobServer:
     def stop(self, submission_id: str) -> None:
         """Ask Ray to end the job: SIGTERM first."""
         self._client.stop_job(submission_id)
+
+
+def _python() -> str:
+    """Shell words for the cluster's Python: ours where the head is this machine, else its own."""
+    mine = shlex.quote(sys.executable)
+    return f"$(test -x {mine} && echo {mine} || echo python)"
 
 
 def _tail(client: Any, submission_id: str, *, skip: int) -> Iterator[str]:

@@ -127,7 +127,8 @@ def plan(  # noqa: PLR0913  # a command has as many options as it has
     output: OutputOption = "text",
 ) -> None:
     """Say what a run would do, and why, without doing it."""
-    from jobs.commands import Target, show_plan
+    from jobs.commands import show_plan
+    from jobs.target import Target
 
     target = Target(spec, workspace, profile, tuple(set_ or ()))
     changes = show_plan(target, selected=(only, from_, until, force), output=output)
@@ -146,7 +147,8 @@ def explain(
     output: OutputOption = "text",
 ) -> None:
     """Say why one stage would run again, field by field."""
-    from jobs.commands import Target, explain_stage
+    from jobs.commands import explain_stage
+    from jobs.target import Target
 
     explain_stage(Target(spec, workspace, profile, tuple(set_ or ())), stage, output)
 
@@ -171,7 +173,8 @@ def run(  # noqa: PLR0913  # a command has as many options as it has
     output: OutputOption = "text",
 ) -> None:
     """Make everything the spec declares; what is made already is reused."""
-    from jobs.commands import Target, run_spec
+    from jobs.commands import run_spec
+    from jobs.target import Target
 
     code = run_spec(
         Target(spec, workspace, profile, tuple(set_ or ())),
@@ -197,8 +200,8 @@ def submit(  # noqa: PLR0913  # a command has as many options as it has
     detach: Annotated[bool, typer.Option("--detach", help="Do not follow the log.")] = False,
 ) -> None:
     """Run the pipeline as a job on a Ray cluster; Ctrl-C only detaches."""
-    from jobs.commands import Target
     from jobs.remote import submit_spec
+    from jobs.target import Target
 
     target = Target(spec, workspace, profile, tuple(set_ or ()))
     raise typer.Exit(submit_spec(target, address, tracking_uri=tracking_uri, detach=detach))

@@ -28,14 +28,23 @@ _STATUS_STYLE = {
 }
 
 
+_PLAIN_WIDTH = 400
+
+
 def stdout() -> Console:
     """For data that a person asked for."""
-    return Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+    return _console(is_terminal=sys.stdout.isatty(), stderr=False)
 
 
 def stderr() -> Console:
     """For progress and errors."""
-    return Console(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False)
+    return _console(is_terminal=sys.stderr.isatty(), stderr=True)
+
+
+def _console(*, is_terminal: bool, stderr: bool) -> Console:
+    # Lines that go to a file or another program are never broken at a width nobody set.
+    width = None if is_terminal else _PLAIN_WIDTH
+    return Console(stderr=stderr, width=width, soft_wrap=not is_terminal, highlight=False)
 
 
 def print_document(document: Spec) -> None:
@@ -77,16 +86,16 @@ def print_plan(document: PlanDocument) -> None:
         (
             decision.stage,
             decision.action,
-            decision.reason,
             _amount(decision.estimate.get("parameters"), ""),
             _amount(decision.estimate.get("flops"), "F"),
             _amount(decision.estimate.get("memory_bytes"), "B"),
             _amount(decision.estimate.get("disk_bytes"), "B"),
             _seconds(decision.estimate.get("last_seconds")),
+            decision.reason,
         )
         for decision in document.stages
     ]
-    columns = ("stage", "action", "why", ">params", ">FLOPs", ">memory", ">disk", ">last time")
+    columns = ("stage", "action", ">params", ">FLOPs", ">memory", ">disk", ">last time", "why")
     console = stdout()
     console.print(table(columns, rows))
     for decision in document.stages:

@@ -1,17 +1,19 @@
 """What runs in the process of a stage: hold the key, do the work, commit. No Ray in here."""
 
+import shutil
 import time
 import traceback
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+from infra.metric_segments import SegmentLog
 from jobs.stage import StageEntry, StageTools
 from pipeline.ports import ArtifactStore, Attempt, Provenance, TaskPool
 from schemas.artifacts import StageRecord, StageResult
 from schemas.errors import DiskFullError, StageFailedError, VitrailError
 from schemas.runs import StageRequest
 
+METRICS_FILE = "metrics.jsonl"
 _NO_SPACE = {28, 122}
 """errno of a full disk and of a full quota."""
 
@@ -42,7 +44,7 @@ def log_path(request: StageRequest) -> Path:
 def execute_stage(
     request: StageRequest,
     *,
-    entries: Mapping[str, StageEntry],
+    entry: StageEntry,
     store: ArtifactStore,
     provenance: Provenance,
     pool: TaskPool,
@@ -58,15 +60,25 @@ def execute_stage(
         if done is not None and store.present(done) is None:
             return done
         attempt = store.begin(kind, request.key)
+        tools = _tools(request, attempt, pool)
         try:
-            return _make(
-                request, entries[kind], store=store, provenance=provenance, tools=(attempt, pool)
-            )
+            return _make(request, entry, store=store, provenance=provenance, tools=tools)
         except VitrailError:
             raise
         except Exception as error:
             append_line(log_path(request), traceback.format_exc())
             raise _as_sentence(request, error) from error
+
+
+def _tools(request: StageRequest, attempt: Attempt, pool: TaskPool) -> StageTools:
+    log = log_path(request)
+    return StageTools(
+        attempt=attempt,
+        pool=pool,
+        stop=PauseFile(Path(request.pause_path)),
+        metrics=SegmentLog(attempt.progress / METRICS_FILE),
+        say=lambda line: append_line(log, f"{request.stage}: {line}"),
+    )
 
 
 def _make(
@@ -75,23 +87,11 @@ def _make(
     *,
     store: ArtifactStore,
     provenance: Provenance,
-    tools: tuple[Attempt, TaskPool],
+    tools: StageTools,
 ) -> StageResult:
-    from infra.metric_segments import SegmentLog
-
-    attempt, pool = tools
     started_at, clock = datetime.now(UTC), time.monotonic()
-    log = log_path(request)
-    output = entry(
-        request,
-        StageTools(
-            attempt=attempt,
-            pool=pool,
-            stop=PauseFile(Path(request.pause_path)),
-            metrics=SegmentLog(attempt.progress / "metrics.jsonl"),
-            say=lambda line: append_line(log, f"{request.stage}: {line}"),
-        ),
-    )
+    output = entry(request, tools)
+    _keep_curve(tools.attempt)
     record = StageRecord(
         experiment=request.experiment,
         stage=request.stage,
@@ -105,7 +105,18 @@ def _make(
         seconds=time.monotonic() - clock,
         metrics=output.metrics,
     )
-    return store.commit(attempt, record, known_sha256=output.known_sha256)
+    result = store.commit(tools.attempt, record, known_sha256=output.known_sha256)
+    for folder in output.spent:
+        shutil.rmtree(tools.attempt.progress / folder, ignore_errors=True)
+    return result
+
+
+def _keep_curve(attempt: Attempt) -> None:
+    """Put the points of the stage, from all attempts at it, beside its artifact."""
+    points = attempt.progress / METRICS_FILE
+    if points.is_file() and points.stat().st_size:
+        (attempt.path / "logs").mkdir(exist_ok=True)
+        shutil.copyfile(points, attempt.path / "logs" / METRICS_FILE)
 
 
 def _as_sentence(request: StageRequest, error: Exception) -> StageFailedError:

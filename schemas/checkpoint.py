@@ -40,6 +40,8 @@ class CheckpointState(Spec):
     world_size: Semantic[int]
     engine: Semantic[str]
     versions: Semantic[dict[str, str]]
+    train_loss: Semantic[float]
+    """Mean loss of the global batch of the last step done."""
     probe_loss: Semantic[float]
     """Loss of the stored probe batch with these weights; checked after a load."""
 

@@ -6,6 +6,8 @@ from pydantic import Field
 
 from schemas.spec import Semantic, Spec
 
+DATASET_FOLDER = "dataset"
+"""Folder of the shard set inside the artifact of an `ingest` or `filter` stage."""
 MANIFEST_FILE = "manifest.json"
 SHARD_TABLE_FILE = "shards.arrow"
 REJECTIONS_FILE = "rejections.arrow"

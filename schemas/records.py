@@ -58,6 +58,8 @@ TOMBSTONES = pa.schema(
     [
         pa.field("uid", pa.binary(16), nullable=False),
         pa.field("split", pa.string(), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),  # file name of the shard it stands in
+        pa.field("row", pa.int64(), nullable=False),  # its place in that shard
         pa.field("source", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),  # exact_copy | near_copy
         pa.field("matched_set", pa.string(), nullable=False),  # STAGE@SPLIT

@@ -87,6 +87,24 @@ class TrainingRow(Spec):
     last_loss: Semantic[float | None]
 
 
+class SearchTrial(Spec):
+    """One pair that a search tried."""
+
+    peak_lr: Semantic[float]
+    steps: Semantic[int]
+    holdout_top1_ratio: Semantic[float]
+    """Mean over the repeats."""
+
+
+class SearchReport(Spec):
+    """`search.json` of a `finetune` artifact."""
+
+    schema_version: Semantic[Literal[1]] = 1
+    trials: Semantic[tuple[SearchTrial, ...]]
+    chosen: Semantic[int] = Field(ge=0)
+    """Index of the winner in `trials`."""
+
+
 class SearchRow(Spec):
     """One candidate of a fine-tuning's search on held-out training labels."""
 

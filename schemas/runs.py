@@ -8,7 +8,7 @@ from schemas.artifacts import KeyRecord
 from schemas.spec import Semantic, Spec
 
 Action = Literal["run", "reuse", "pending", "skip"]
-StageStatus = Literal["ran", "reused", "failed", "skipped", "paused"]
+StageStatus = Literal["running", "ran", "reused", "failed", "skipped", "paused"]
 RunStatus = Literal["running", "finished", "failed", "paused", "killed"]
 
 
@@ -84,6 +84,17 @@ class RunDocument(Spec):
     """Path of the newest report page among the stages."""
 
 
+class Submission(Spec):
+    """Where a submitted run lives: kept by the machine that submitted it."""
+
+    schema_version: Semantic[Literal[1]] = 1
+    run: Semantic[str]
+    address: Semantic[str]
+    """The Jobs server."""
+    workspace: Semantic[str]
+    """Folder on the cluster's nodes."""
+
+
 class InputArtifact(Spec):
     """What a stage reads through one port."""
 
@@ -146,3 +157,47 @@ class MetricPoint(Spec):
     value: Semantic[float]
     step: Semantic[int] = Field(ge=0)
     at_ms: Semantic[int]
+
+
+class RunState(Spec):
+    """`runs/<run>/run.json`: whose run it is, and how it stands."""
+
+    schema_version: Semantic[Literal[1]] = 1
+    run: Semantic[str]
+    experiment: Semantic[str]
+    status: Semantic[RunStatus]
+    host: Semantic[str]
+    """Where the controller runs."""
+    pid: Semantic[int]
+    """The controller's process; only with its start time does the number mean anything."""
+    process_started: Semantic[float]
+    """When that process began, in seconds since 1970."""
+    started_at: Semantic[str]
+    """ISO 8601, UTC."""
+    ended_at: Semantic[str | None] = None
+    address: Semantic[str | None] = None
+    """Ray cluster or Jobs server; None for a Ray of the run's own."""
+    submission: Semantic[str | None] = None
+    """Id of the Ray job, for a submitted run."""
+    tracking_uri: Semantic[str | None] = None
+    tracking_url: Semantic[str | None] = None
+    """Where a browser shows the run."""
+
+
+class MirrorCursor(Spec):
+    """`runs/<run>/mirror.json`: how much of a run the tracker has been told."""
+
+    schema_version: Semantic[Literal[1]] = 1
+    event_offset: Semantic[int] = Field(default=0, ge=0)
+    """Bytes of `events.jsonl` that are delivered."""
+    started: Semantic[Event | None] = None
+    """The `run_started` event, kept until a stage makes the tracking run worth opening."""
+    parent_id: Semantic[str | None] = None
+    stage_ids: Semantic[dict[str, str]] = {}
+    """Stage -> tracking id."""
+    segments: Semantic[dict[str, str]] = {}
+    """Stage that is open -> its segment file."""
+    segment_offsets: Semantic[dict[str, int]] = {}
+    """Segment file -> bytes delivered."""
+    last_steps: Semantic[dict[str, dict[str, int]]] = {}
+    """Stage -> metric -> last step delivered: a stage tried again repeats some."""

@@ -4,6 +4,7 @@ Pixels are uint8 arrays. Axis letters: H W pixels, C the three channels red, gre
 Everything here is deterministic for one version of Pillow and its libraries.
 """
 
+import importlib.metadata
 import io
 import math
 import warnings
@@ -67,7 +68,7 @@ class Rejection:
 
 def codec_versions() -> dict[str, str]:
     """Name -> version of the libraries that shape stored bytes."""
-    versions = {"pillow": Image.__version__}
+    versions = {"pillow": importlib.metadata.version("pillow")}
     for codec in ("libjpeg_turbo", "zlib", "webp", "libtiff"):
         version = features.version(codec)
         if version:
@@ -87,8 +88,8 @@ def prepare(data: bytes, spec: ImageSpec, *, hashes: bool) -> Prepared | Rejecti
         return Rejection("zero_byte", "the file has no bytes")
     try:
         image: ImageFile.ImageFile = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except Exception as error:  # noqa: BLE001, RUF100 - a decoder may raise anything
-        return Rejection("not_image", _sentence(error))
+    except Exception as error:  # a decoder may raise anything
+        return _refuse_by_error(error, otherwise="not_image")
     with image:
         refusal = _refuse_by_header(image, spec)
         if refusal is not None:
@@ -96,9 +97,8 @@ def prepare(data: bytes, spec: ImageSpec, *, hashes: bool) -> Prepared | Rejecti
         try:
             image.load()
             return _store(image, data, spec, hashes=hashes)
-        except Exception as error:  # noqa: BLE001, RUF100
-            reason = "truncated" if "truncated" in str(error).lower() else "decode_error"
-            return Rejection(reason, _sentence(error))
+        except Exception as error:
+            return _refuse_by_error(error, otherwise="decode_error")
 
 
 def decode(data: bytes) -> Pixels:
@@ -113,9 +113,9 @@ def render(data: bytes, box: Box, size_hw: tuple[int, int]) -> Pixels:
         return _resized(image.convert("RGB"), box, size_hw)
 
 
-def resize(pixels_HWC: Pixels, box: Box, size_hw: tuple[int, int]) -> Pixels:
-    """Cut out `box` and resize it (bilinear, antialiased when shrinking) -> pixels_HWC."""
-    return _resized(Image.fromarray(pixels_HWC), box, size_hw)
+def resize(pixels: Pixels, box: Box, size_hw: tuple[int, int]) -> Pixels:
+    """Cut `box` out of pixels_HWC and resize it bilinearly, antialiased when shrinking."""
+    return _resized(Image.fromarray(pixels), box, size_hw)
 
 
 def thumbnail(pixels: Pixels) -> bytes:
@@ -166,6 +166,11 @@ def _quiet() -> None:
     """Make the codec's warnings silent: what they say is decided here, by header and by decode."""
     Image.MAX_IMAGE_PIXELS = None  # our own limit is checked first, and is a spec's field
     warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def _refuse_by_error(error: Exception, *, otherwise: str) -> Rejection:
+    reason = "truncated" if "truncated" in str(error).lower() else otherwise
+    return Rejection(reason, _sentence(error))
 
 
 def _sentence(error: Exception) -> str:
@@ -234,7 +239,7 @@ def _describe(
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # noqa: BLE001, RUF100 - a broken EXIF block says nothing of the pixels
+    except Exception:  # a broken EXIF block says nothing of the pixels
         return 1
     return value if value in _ORIENTATIONS else 1
 
@@ -301,7 +306,8 @@ def _cosine_basis() -> NDArray[np.int64]:
     rows = np.arange(_HASH_SIDE)[:, None]
     columns = np.arange(THUMBNAIL_PX)[None, :]
     angles = np.pi * rows * (2 * columns + 1) / (2 * THUMBNAIL_PX)
-    return np.rint(4096 * np.cos(angles)).astype(np.int64)
+    basis: NDArray[np.int64] = np.rint(4096 * np.cos(angles)).astype(np.int64)
+    return basis
 
 
 def _bits(spectrum: NDArray[Any]) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from schemas.data import ImageFolderSource, TarSource
+from schemas.data import ImageFolderSource, SourceSpec, TarSource
 from schemas.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
@@ -57,6 +57,18 @@ def split_roots(source: ImageFolderSource | TarSource) -> dict[str, Parts]:
     if not source.splits:
         return {DEFAULT_SPLIT: ()}
     return {name: path_parts(folder) for name, folder in source.splits.items()}
+
+
+def class_folders(source: SourceSpec) -> set[str]:
+    """Names of the class folders on a disk, empty ones included; a tar's are met in its walk."""
+    if not isinstance(source, ImageFolderSource):
+        return set()
+    return {
+        printable(entry.name)
+        for root in split_roots(source).values()
+        for entry in Path(source.uri, *root).iterdir()
+        if entry.is_dir() and not entry.name.startswith(".")
+    }
 
 
 def path_parts(path: str) -> Parts:

@@ -16,8 +16,9 @@ from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.model_selection import StratifiedKFold
 
 from pipeline.data.loader import eval_batches
-from pipeline.data.shards import Split
+from pipeline.data.shards import AnySplit
 from schemas.errors import DataError
+from schemas.evaluation import Method
 
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """Inverse strengths of the L2 penalty that are tried, for standardised pixels."""
@@ -32,12 +33,12 @@ _CHUNK_IMAGES = 512
 class Answers:
     """The predicted class of every test image, and what was chosen on the training labels."""
 
-    predicted_M: Integer[np.ndarray, " M"]
+    predicted: Integer[np.ndarray, " M"]
     chosen: dict[str, float] = field(default_factory=dict)
 
 
 def load_pixels(
-    split: Split, *, image_px: int, threads: int
+    split: AnySplit, *, image_px: int, threads: int
 ) -> tuple[UInt8[np.ndarray, "N F"], Integer[np.ndarray, " N"]]:
     """All images of a split, resized to a square as for evaluation, one row each; and the labels.
 
@@ -52,9 +53,23 @@ def load_pixels(
     for batch in eval_batches(
         split, image_px=(image_px, image_px), batch_samples=_CHUNK_IMAGES, threads=threads
     ):
-        pixels.append(batch.pixels_BHWC.reshape(len(batch.pixels_BHWC), -1).copy())
-        labels.append(np.asarray(batch.label_B).copy())
+        pixels.append(batch.pixels_BHWC.reshape(len(batch), -1))
+        labels.append(batch.label_B)
     return np.concatenate(pixels), np.concatenate(labels)
+
+
+def answer(
+    method: Method,
+    train_NF: UInt8[np.ndarray, "N F"],
+    *,
+    label_N: Integer[np.ndarray, " N"],
+    test_MF: UInt8[np.ndarray, "M F"],
+    seed: int,
+) -> Answers:
+    """What `method`, learned from the training images, says of the test images."""
+    if method == "nearest_neighbour":
+        return nearest_neighbour(train_NF, label_N, test_MF)
+    return logistic_regression(train_NF, label_N, test_MF, seed=seed)
 
 
 def nearest_neighbour(
@@ -121,7 +136,6 @@ def logistic_regression(
         else:
             fitted, chosen = _cross_validate(train_ND, label_N, folds=folds, seed=seed)
     return Answers(fitted.predict(test_MD).astype(label_N.dtype), chosen)
-
 
 
 def _cross_validate(

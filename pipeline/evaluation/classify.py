@@ -3,7 +3,8 @@
 Axes: B batch, N images of the split, M images kept to be shown, K classes, H W pixels, C channels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +14,9 @@ import torch
 from jaxtyping import Float, Integer, UInt8
 
 from pipeline.data.loader import eval_batches
-from pipeline.data.shards import Split
+from pipeline.data.shards import AnySplit
 from pipeline.model.vit import ViT, normalise
 from schemas.errors import DataError, IntegrityError, StageFailedError
-from schemas.model import ViTSpec
 from schemas.records import PREDICTIONS
 
 SHOWN_IMAGES = 16
@@ -26,16 +26,17 @@ SHOWN_IMAGES = 16
 class Predictions:
     """What a model says of every image of a split, in storage order."""
 
-    uid_N: tuple[bytes, ...]
-    label_N: Integer[np.ndarray, " N"]
-    logits_NK: Float[np.ndarray, "N K"]
-    shown_MHWC: UInt8[np.ndarray, "M H W C"]
+    uids: tuple[bytes, ...]
+    labels: Integer[np.ndarray, " N"]
+    logits: Float[np.ndarray, "N K"]
+    shown: UInt8[np.ndarray, "M H W C"]
     """The first images as the model saw them; storage order is shuffled, so they are a sample."""
 
     @property
-    def predicted_N(self) -> Integer[np.ndarray, " N"]:
+    def predicted(self) -> Integer[np.ndarray, " N"]:
         """The class of the largest logit; the first one of a tie."""
-        return self.logits_NK.argmax(axis=1)
+        predicted: np.ndarray = self.logits.argmax(axis=1)
+        return predicted
 
 
 def check_same_classes(model: Sequence[str], data: Sequence[str]) -> None:
@@ -59,11 +60,10 @@ def check_same_classes(model: Sequence[str], data: Sequence[str]) -> None:
     )
 
 
-def classify(
-    model: ViT, spec: ViTSpec, split: Split, *, batch_samples: int, threads: int
-) -> Predictions:
+def classify(model: ViT, split: AnySplit, *, batch_samples: int, threads: int) -> Predictions:
     """Logits for every image of `split`, on the device where the model's weights are.
 
+    `threads` decode, and as many compute: their number is fixed because it shapes the last bits.
     All logits are held in memory: 4 x images x classes bytes.
 
     Raises:
@@ -75,17 +75,15 @@ def classify(
         raise DataError(f"split {split.name!r} has no images to measure a model on")
     uids: list[bytes] = []
     labels, logits, shown = [], [], []
-    device = next(model.parameters()).device
-    model.eval()
-    for batch in eval_batches(
-        split, image_px=spec.image_px, batch_samples=batch_samples, threads=threads
-    ):
-        with torch.inference_mode():
-            pixels_BCHW = normalise(torch.from_numpy(batch.pixels_BHWC).to(device), spec)
-            logits.append(model(pixels_BCHW).float().cpu().numpy())
-        labels.append(np.asarray(batch.label_B))
-        shown.append(batch.pixels_BHWC[: max(0, SHOWN_IMAGES - len(uids))].copy())
-        uids.extend(bytes(uid) for uid in batch.uid_B)
+    batches = eval_batches(
+        split, image_px=model.spec.image_px, batch_samples=batch_samples, threads=threads
+    )
+    with _torch_threads(threads):
+        for batch in batches:
+            logits.append(_answer(model, batch.pixels_BHWC))
+            labels.append(batch.label_B)
+            shown.append(batch.pixels_BHWC[: max(0, SHOWN_IMAGES - len(uids))].copy())
+            uids.extend(bytes(uid) for uid in batch.uid_B)
     found = Predictions(
         tuple(uids), np.concatenate(labels), np.concatenate(logits), np.concatenate(shown)
     )
@@ -97,10 +95,10 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     """Write `schemas.records.PREDICTIONS`, one row for each image, as an Arrow IPC file."""
     table = pa.table(
         {
-            "uid": pa.array(predictions.uid_N, pa.binary(16)),
-            "label": pa.array(predictions.label_N, pa.int32()),
-            "predicted": pa.array(predictions.predicted_N, pa.int32()),
-            "logits": pa.array(list(predictions.logits_NK), pa.list_(pa.float32())),
+            "uid": pa.array(predictions.uids, pa.binary(16)),
+            "label": pa.array(predictions.labels, pa.int32()),
+            "predicted": pa.array(predictions.predicted, pa.int32()),
+            "logits": pa.array(list(predictions.logits), pa.list_(pa.float32())),
         },
         schema=PREDICTIONS,
     )
@@ -108,14 +106,32 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         writer.write_table(table)
 
 
-def _check(predictions: Predictions, split: Split) -> None:
-    given, distinct = len(predictions.uid_N), len(set(predictions.uid_N))
+@torch.inference_mode()
+def _answer(model: ViT, pixels_BHWC: UInt8[np.ndarray, "B H W C"]) -> Float[np.ndarray, "B K"]:
+    device = next(model.parameters()).device
+    pixels_BCHW = normalise(torch.from_numpy(pixels_BHWC).to(device), model.spec)
+    logits_BK: np.ndarray = model.eval()(pixels_BCHW).float().cpu().numpy()
+    return logits_BK
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _check(predictions: Predictions, split: AnySplit) -> None:
+    given, distinct = len(predictions.uids), len(set(predictions.uids))
     if given != split.num_rows or distinct != given:
         raise IntegrityError(
             f"split {split.name!r} has {split.num_rows} images but the loader gave {given}, "
             f"{distinct} of them distinct; an accuracy needs each exactly once"
         )
-    if not np.isfinite(predictions.logits_NK).all():
+    if not np.isfinite(predictions.logits).all():
         raise StageFailedError(
             "the model answers with numbers that are not finite, so it cannot be measured",
             hint="look at the training loss; a smaller optim.peak_lr or optim.clip_norm may help",

@@ -26,6 +26,10 @@ PALETTE = (
 """Told apart in print, on both page colours and with the common kinds of colour blindness."""
 
 
+Curve = Sequence[tuple[int, float]]
+"""(Step, value), steps rising; at least one point."""
+
+
 class Bar(NamedTuple):
     """One measured ratio with the ends of its interval."""
 
@@ -89,7 +93,7 @@ def draw_accuracies(path: Path, bars: Sequence[Bar]) -> None:
         axes.barh(place, bar.ratio, height=0.66, color=colour, alpha=0.85)
         whiskers = [[max(0.0, bar.ratio - bar.low)], [max(0.0, bar.high - bar.ratio)]]
         axes.errorbar(bar.ratio, place, xerr=whiskers, color=_INK, capsize=3, linewidth=1.1)
-        axes.text(0.008, place, f"{bar.ratio:.1%}", va="center", color="white", fontsize=9)
+        axes.text(1.02, place, f"{bar.ratio:.1%}", va="center", color=_INK, fontsize=9)
     axes.set_yticks(range(len(bars)), [_short(bar.label, 40) for bar in bars], parse_math=False)
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
@@ -100,29 +104,36 @@ def draw_accuracies(path: Path, bars: Sequence[Bar]) -> None:
 
 
 def draw_curves(
-    path: Path, curves: Mapping[str, Sequence[tuple[int, float]]], *, ylabel: str
+    path: Path, panels: Mapping[str, Mapping[str, Curve]], *, ylabel: str, smooth: bool
 ) -> None:
-    """One line of (step, value) points for each name; where there are many, a moving mean too."""
-    figure = Figure(figsize=(8.0, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for index, (name, points) in enumerate(curves.items()):
-        steps, values = zip(*points, strict=True)
-        colour = PALETTE[index % len(PALETTE)]
-        style = ("-", "--", ":", "-.")[index // len(PALETTE) % 4]
-        width = max(1, len(values) // 40)
-        if width > 1:
-            axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-        mean = _moving_mean(values, width)
-        axes.plot(steps, mean, style, color=colour, linewidth=1.6, label=_short(name, 40))
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel(ylabel)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylim(bottom=0)
-    _tidy(axes, grid="both")
-    legend = axes.legend(frameon=False, fontsize=8, ncols=1 + len(curves) // 9)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    """One panel for each stage, one line for each of its variants.
+
+    With `smooth`, the line is a moving mean over 1/40 of the points, drawn over the points.
+    """
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(4.4 * columns, 2.9 * rows), layout="constrained")
+    grid = np.ravel(figure.subplots(rows, columns, squeeze=False))
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    for index, (axes, (stage, curves)) in enumerate(zip(grid, panels.items(), strict=False)):
+        axes.set_title(_short(stage, 40), fontsize=10, parse_math=False)
+        for curve in curves.values():
+            _draw_curve(axes, curve, PALETTE[index % len(PALETTE)], smooth=smooth)
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel(ylabel)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axes.set_ylim(bottom=0)
+        _tidy(axes, grid="both")
     _save(figure, path)
+
+
+def _draw_curve(axes: Axes, curve: Curve, colour: str, *, smooth: bool) -> None:
+    steps, values = zip(*curve, strict=True)
+    width = max(1, len(values) // 40) if smooth else 1
+    if width > 1:
+        axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+    axes.plot(steps, _moving_mean(values, width), color=colour, linewidth=1.6)
 
 
 def _moving_mean(values: Sequence[float], width: int) -> list[float]:
@@ -143,7 +154,7 @@ def _show_answer(axes: Axes, pixels_HWC: np.ndarray, true: str, answer: str) -> 
         spine.set_color(_RIGHT if right else _WRONG)
         spine.set_linewidth(1.0 if right else 3.5)
     name = _short(answer, _MAX_NAME_CHARS)
-    text = name if right else f"{name}\nis {_short(true, _MAX_NAME_CHARS)}"
+    text = name if right else f"{name}\ntrue: {_short(true, _MAX_NAME_CHARS)}"
     mark = "\N{CHECK MARK}" if right else "\N{BALLOT X}"
     axes.set_title(
         f"{mark} {text}", fontsize=9, color=_RIGHT if right else _WRONG, parse_math=False

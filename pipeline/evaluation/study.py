@@ -80,9 +80,7 @@ def _by_variant(rows: Sequence[AccuracyRow]) -> dict[tuple[str, str], dict[str, 
     return grouped
 
 
-def _shared_gaps(
-    first: dict[str, AccuracyRow], second: dict[str, AccuracyRow]
-) -> dict[str, float]:
+def _shared_gaps(first: dict[str, AccuracyRow], second: dict[str, AccuracyRow]) -> dict[str, float]:
     return {
         variant: row.top1_ratio - second[variant].top1_ratio
         for variant, row in first.items()

@@ -12,14 +12,21 @@ import pyarrow as pa
 from pipeline.evaluation.study import label, split_name
 from schemas.errors import IntegrityError
 from schemas.evaluation import AccuracyReport
-from schemas.manifest import MANIFEST_FILE, TOMBSTONES_FILE, ShardSetManifest
+from schemas.manifest import DATASET_FOLDER, MANIFEST_FILE, TOMBSTONES_FILE, ShardSetManifest
 from schemas.records import TOMBSTONES
-from schemas.report import AccuracyRow, DataRow, MatchRow, TrainingRow
+from schemas.report import (
+    AccuracyRow,
+    DataRow,
+    MatchRow,
+    SearchReport,
+    SearchRow,
+    TrainingRow,
+)
 from schemas.runs import InputArtifact, MetricPoint
 from schemas.spec import Spec, digest_of
 
 ACCURACY_FILE = "accuracy.json"
-DATASET_FOLDER = "dataset"
+SEARCH_FILE = "search.json"
 POINTS_FILE = "logs/metrics.jsonl"
 MAX_MATCHES = 50
 """Removed images of one filter that a page lists."""
@@ -40,7 +47,7 @@ def read_document(path: Path, kind: type[S]) -> S:
         return kind.model_validate_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise IntegrityError(
-            f"{path} should hold a {kind.__name__} but could not be read: {error}",
+            f"{path} does not hold a readable {kind.__name__}: {error}",
             hint="vitrail verify tells whether the artifact is whole",
         ) from error
 
@@ -110,32 +117,45 @@ def training_row(source: InputArtifact, points: Points) -> TrainingRow:
     )
 
 
+def search_rows(source: InputArtifact) -> tuple[SearchRow, ...]:
+    """What a fine-tuning tried on held-out training labels; empty where it did not search."""
+    path = Path(source.path) / SEARCH_FILE
+    if not path.exists():
+        return ()
+    report = read_document(path, SearchReport)
+    return tuple(
+        SearchRow(stage=source.stage, chosen=index == report.chosen, **trial.dump())
+        for index, trial in enumerate(report.trials)
+    )
+
+
 def baseline_notes(rows: Sequence[AccuracyRow]) -> tuple[str, ...]:
-    """One sentence for each baseline that is ahead of a model on the same images.
+    """One sentence for each model that simple baselines are ahead of, on the same images.
 
     Variants of a matrix are compared by their means over the shared ones.
     """
-    models = _by_base([row for row in rows if row.kind == "evaluate"])
     baselines = _by_base([row for row in rows if row.kind == "baseline"])
     found = []
-    for model_name, model in models.items():
-        for baseline_name, baseline in baselines.items():
-            pairs = [(a, b) for a in model for b in baseline if _comparable(a, b)]
-            if pairs:
-                found.append(_note(model_name, baseline_name, pairs))
-    return tuple(note for note in found if note)
+    for name, model in _by_base([row for row in rows if row.kind == "evaluate"]).items():
+        ahead = [_ahead(model, baseline_name, its) for baseline_name, its in baselines.items()]
+        if any(ahead):
+            found.append(f"Simple baselines are ahead of {name}: {'; '.join(filter(None, ahead))}.")
+    return tuple(found)
 
 
-def _note(model: str, baseline: str, pairs: Sequence[tuple[AccuracyRow, AccuracyRow]]) -> str:
-    model_mean = statistics.fmean(first.top1_ratio for first, _ in pairs)
-    baseline_mean = statistics.fmean(second.top1_ratio for _, second in pairs)
+def _ahead(model: Sequence[AccuracyRow], name: str, baseline: Sequence[AccuracyRow]) -> str:
+    """What is to be said of a baseline that is ahead of the model; empty where it is not."""
+    pairs = [(ours, its) for ours in model for its in baseline if _comparable(ours, its)]
+    if not pairs:
+        return ""
+    model_mean = statistics.fmean(ours.top1_ratio for ours, _ in pairs)
+    baseline_mean = statistics.fmean(its.top1_ratio for _, its in pairs)
     if baseline_mean <= model_mean:
         return ""
-    over = f" (means over {len(pairs)} variants)" if len(pairs) > 1 else ""
+    over = f", means over {len(pairs)} variants" if len(pairs) > 1 else ""
     return (
-        f"A simple baseline is ahead of a model: {baseline} answers {baseline_mean:.1%} of the "
-        f"{pairs[0][1].total} images of split {pairs[0][1].split} correctly, "
-        f"{model} {model_mean:.1%}{over}."
+        f"{name.replace('_', ' ')} with {baseline_mean:.1%} against {model_mean:.1%} "
+        f"of the {pairs[0][1].total} images of split {pairs[0][1].split}{over}"
     )
 
 

@@ -175,9 +175,7 @@ def clip_gradients(model: torch.nn.Module, clip_norm: float | None) -> float:
 
 def autocast(spec: EngineSpec) -> torch.autocast:
     """bf16 arithmetic over fp32 weights where the spec says so; else nothing."""
-    return torch.autocast(
-        spec.device.type, dtype=torch.bfloat16, enabled=spec.precision == "bf16"
-    )
+    return torch.autocast(spec.device.type, dtype=torch.bfloat16, enabled=spec.precision == "bf16")
 
 
 def load_weights(model: torch.nn.Module, folder: Path) -> dict[str, tuple[Tensor, ...]]:

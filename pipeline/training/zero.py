@@ -43,8 +43,22 @@ class ZeroSpec:
     """Micro-batches in one optimizer step on one rank."""
 
 
-def deepspeed_config(spec: EngineSpec, zero: ZeroSpec, *, world_size: int) -> dict[str, Any]:
-    """DeepSpeed's dictionary, every value derived from the specs and none left to DeepSpeed."""
+_LARGEST_BUCKET = 50_000_000
+"""Elements that are reduced at once."""
+
+
+def deepspeed_config(
+    spec: EngineSpec, zero: ZeroSpec, *, parameters: int, world_size: int
+) -> dict[str, Any]:
+    """DeepSpeed's dictionary, every value derived from the specs and none left to DeepSpeed.
+
+    Args:
+        spec: Optimizer and precision.
+        zero: Stage and batches.
+        parameters: Number of the model's parameters; no buffer is larger.
+        world_size: Ranks.
+    """
+    bucket = min(-(-parameters // 1024) * 1024, _LARGEST_BUCKET)  # DeepSpeed wants it even
     samples = zero.micro_batch * zero.accumulation * world_size
     # Stage 0 clips without telling the norm, so we do that ourselves there.
     clip = spec.optim.clip_norm if zero.stage else None
@@ -59,6 +73,9 @@ def deepspeed_config(spec: EngineSpec, zero: ZeroSpec, *, world_size: int) -> di
             "stage": zero.stage,
             "overlap_comm": False,
             "contiguous_gradients": True,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+            "stage3_prefetch_bucket_size": bucket,
             # Parameters stay partitioned from the first, so that every size goes the same way.
             "stage3_param_persistence_threshold": 0,
         },
@@ -90,7 +107,12 @@ class DeepSpeedEngine:
         engine, *_ = deepspeed.initialize(
             model=self.model,
             optimizer=build_optimizer(self.model, self.spec.optim),
-            config=deepspeed_config(self.spec, self.zero, world_size=self.world_size),
+            config=deepspeed_config(
+                self.spec,
+                self.zero,
+                parameters=sum(p.numel() for p in self.model.parameters()),
+                world_size=self.world_size,
+            ),
         )
         for tensor in self._flat_tensors(engine):
             materialise(self._torch_optimizer(engine).state[tensor], tensor, self.spec.optim)

@@ -1,0 +1,125 @@
+"""What a person sees while a run goes on: a live table on a terminal, plain lines elsewhere."""
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.live import Live
+from rich.markup import escape
+from rich.spinner import Spinner
+from rich.table import Table
+
+from jobs.console import is_terminal, stderr
+from jobs.stage_task import append_line
+
+_SAY_SECONDS = 10.0
+"""Time between two lines on a training, where nothing can be drawn over."""
+
+
+class LogTail:
+    """Whole new lines of a growing file."""
+
+    def __init__(self, path: Path) -> None:
+        """Begin at the start of the file, which need not exist yet."""
+        self._path = path
+        self._offset = 0
+
+    def new_lines(self) -> list[str]:
+        """Lines that were completed since the last call."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return whole.decode(errors="replace").splitlines()
+
+
+class RunView:
+    """Shows stages as they start, speak and end."""
+
+    def __init__(self, log: Path) -> None:
+        """Show what is written to `log`, by the controller and by the stages alike."""
+        self._console = stderr()
+        self._log = log
+        self._tail = LogTail(log)
+        self._said_at: dict[str, float] = {}
+        self._began = time.monotonic()
+        self._running: dict[str, tuple[float, str]] = {}
+        self._curves: dict[str, LogTail] = {}
+        self._live: Live | None = None
+        if is_terminal():
+            self._live = Live(console=self._console, transient=True, auto_refresh=False)
+
+    def __enter__(self) -> Self:
+        """Begin to draw."""
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Print what is left, and leave the terminal as it was."""
+        self.refresh()
+        if self._live:
+            self._live.stop()
+
+    def stage_started(self, stage: str, metrics_path: str | None) -> None:
+        """A stage has begun; its training curve, if it draws one, is followed."""
+        self._running[stage] = (time.monotonic(), "")
+        if metrics_path:
+            self._curves[stage] = LogTail(Path(metrics_path))
+        self.say(f"{stage}: started")
+
+    def stage_ended(self, stage: str, status: str, message: str | None = None) -> None:
+        """A stage has ended."""
+        began, _ = self._running.pop(stage, (time.monotonic(), ""))
+        self._curves.pop(stage, None)
+        tail = f": {message}" if message else ""
+        self.say(f"{stage}: {status} after {time.monotonic() - began:.1f} s{tail}")
+
+    def say(self, text: str) -> None:
+        """Add a line to the run's log, and so to what is seen."""
+        append_line(self._log, text)
+
+    def refresh(self) -> None:
+        """Print new log lines and draw the running stages again."""
+        for text in self._tail.new_lines():
+            stage, _, said = text.partition(": ")
+            if self._live and said and stage in self._running:
+                self._running[stage] = (self._running[stage][0], said)
+            else:
+                stamp = f"{time.monotonic() - self._began:7.1f} s  "
+                self._console.print(stamp + text, markup=False)
+        self._read_curves()
+        if self._live:
+            self._live.update(self._table(), refresh=True)
+
+    def _read_curves(self) -> None:
+        """Say how far each training is: at once on a terminal, now and then in the log."""
+        now = time.monotonic()
+        for stage, curve in self._curves.items():
+            points = [json.loads(line) for line in curve.new_lines()]
+            losses = [point for point in points if point["key"] == "train/loss"]
+            if not losses or stage not in self._running:
+                continue
+            said = f"step {losses[-1]['step']}, loss {losses[-1]['value']:.4f}"
+            self._running[stage] = (self._running[stage][0], said)
+            if not self._live and now - self._said_at.get(stage, now - 60) >= _SAY_SECONDS:
+                self._said_at[stage] = now
+                self.say(f"{stage}: {said}")
+
+    def _table(self) -> Table:
+        drawn = Table.grid(padding=(0, 2))
+        for stage, (began, said) in self._running.items():
+            spent = f"{time.monotonic() - began:.0f} s"
+            drawn.add_row(Spinner("dots", text=escape(stage)), spent, escape(said))
+        return drawn

@@ -1,0 +1,59 @@
+"""What SIGINT and SIGTERM mean to a run: the first asks for a clean stop, the second ends it."""
+
+import os
+import signal
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Self
+
+import psutil
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequests:
+    """Listens for the length of a `with` block."""
+
+    def __init__(self, on_first: Callable[[], None]) -> None:
+        """Call `on_first` at the first signal; it must be quick."""
+        self._on_first = on_first
+        self._received = 0
+        self._former: dict[int, object] = {}
+
+    def __enter__(self) -> Self:
+        """Begin to listen."""
+        for number in _SIGNALS:
+            self._former[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave the signals as they were."""
+        for number, former in self._former.items():
+            signal.signal(number, former)  # type: ignore[arg-type]  # what signal.signal returned
+
+    @property
+    def requested(self) -> bool:
+        """Whether anybody asked for a stop."""
+        return self._received > 0
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        self._received += 1
+        if self._received == 1:
+            self._on_first()
+            return
+        kill_children()
+        os._exit(128 + number)
+
+
+def kill_children() -> None:
+    """Kill every process that this one has started, directly or not."""
+    for child in psutil.Process().children(recursive=True):
+        try:
+            child.kill()
+        except psutil.NoSuchProcess:
+            continue

@@ -1,0 +1,152 @@
+"""The stage kinds `pretrain` and `finetune`: resolve the model, search, train, hand over."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from infra.worker_gang import Gang, run_gang
+from jobs.stage import StageOutput, StageTools
+from jobs.train_worker import (
+    CHECKPOINTS,
+    MODEL,
+    TrainPlan,
+    initial_model,
+    open_data,
+    prepare_torch,
+    run_alone,
+    run_in_gang,
+)
+from pipeline.training.loop import Watch
+from schemas.checkpoint import MODEL_FILE, SavedModel
+from schemas.experiment import STAGE_KINDS
+from schemas.model import ViTSpec
+from schemas.report import SearchReport
+from schemas.runs import StageRequest
+from schemas.spec import canonical_json
+from schemas.training import DurationSpec, FinetuneSpec, PretrainSpec, ResourcesSpec
+
+GANG_NOTES = "ray"
+SEARCH_FILE = "search.json"
+SEARCH_JOURNAL = "search.jsonl"
+
+
+def run(request: StageRequest, tools: StageTools) -> StageOutput:
+    """Train the model of `request` and write it into the attempt.
+
+    Files: `model/` (weights and description); `search.json` after a search. Progress: checkpoints
+    and finished trials, from which a later attempt at the same key goes on.
+
+    Raises:
+        PausedError: On request, after a checkpoint.
+        VitrailError: What a training process found wrong.
+    """
+    plan = _plan(request, tools)
+    search = getattr(plan.spec, "search", None)
+    figures: dict[str, float] = {}
+    if search is not None:
+        report = _search(plan, tools)
+        plan = _with_best(plan, report)
+        figures = _search_figures(report)
+        tools.metrics.log(figures, step=0)
+    tools.say(_announcement(plan))
+    figures |= run_alone(plan) if plan.spec.resources.engine == "torch" else _run_gang(plan, tools)
+    return StageOutput(metrics=figures, spent=(CHECKPOINTS, GANG_NOTES))
+
+
+def _plan(request: StageRequest, tools: StageTools) -> TrainPlan:
+    kind: Any = STAGE_KINDS[request.spec["kind"]]
+    spec: PretrainSpec | FinetuneSpec = kind.parse(request.spec)
+    classes = len(open_data(request)[0].class_names)
+    return TrainPlan(
+        request=request,
+        spec=spec,
+        model=resolve_model(spec, request, num_classes=classes),
+        attempt=tools.attempt.path,
+        progress=tools.attempt.progress,
+    )
+
+
+def resolve_model(
+    spec: PretrainSpec | FinetuneSpec, request: StageRequest, *, num_classes: int
+) -> ViTSpec:
+    """The whole model: as the user wrote it, or that of `init` with another head and input size."""
+    if isinstance(spec, PretrainSpec):
+        return spec.model.to_vit(num_classes=num_classes)
+    start = request.inputs.get("init")
+    if start is None:
+        return spec.whole_model().to_vit(num_classes=num_classes)
+    saved = SavedModel.model_validate_json((Path(start.path) / MODEL / MODEL_FILE).read_text())
+    image_px = spec.model.image_px or saved.spec.image_px
+    sides = (image_px, image_px) if isinstance(image_px, int) else image_px
+    return saved.spec.revise(num_classes=num_classes, image_px=sides)
+
+
+def _search(plan: TrainPlan, tools: StageTools) -> SearchReport:
+    import torch
+
+    from pipeline.training.search import Bench, run_search
+
+    assert isinstance(plan.spec, FinetuneSpec), "only fine-tuning searches"
+    assert plan.spec.search is not None
+    prepare_torch(plan.spec.resources.threads)
+    bench = Bench(
+        spec=plan.spec,
+        search=plan.spec.search,
+        split=open_data(plan.request)[1],
+        new_model=lambda: initial_model(plan),
+        seed=plan.request.seed,
+        device=torch.device("cuda" if plan.spec.resources.gpus_per_worker else "cpu"),
+    )
+    watch = Watch(stop=tools.stop, say=tools.say)
+    report = run_search(bench, plan.progress / SEARCH_JOURNAL, watch)
+    (plan.attempt / SEARCH_FILE).write_text(canonical_json(report.dump()) + "\n")
+    return report
+
+
+def _with_best(plan: TrainPlan, report: SearchReport) -> TrainPlan:
+    """The plan with the rate and the steps that won."""
+    from pipeline.training.search import trial_optim
+
+    best = report.trials[report.chosen]
+    optim = trial_optim(plan.spec.optim, best.peak_lr, best.steps)
+    duration = DurationSpec(steps=best.steps)
+    return replace(plan, spec=plan.spec.revise(optim=optim, duration=duration))
+
+
+def _search_figures(report: SearchReport) -> dict[str, float]:
+    best = report.trials[report.chosen]
+    return {
+        "search/peak_lr": best.peak_lr,
+        "search/steps_count": float(best.steps),
+        "search/holdout_top1_ratio": best.holdout_top1_ratio,
+    }
+
+
+def _announcement(plan: TrainPlan) -> str:
+    resources, model = plan.spec.resources, plan.model
+    return (
+        f"trains a ViT of width {model.width}, depth {model.depth} on "
+        f"{model.image_px[0]} x {model.image_px[1]} px, {resources.workers} worker(s), "
+        + ("plain torch" if resources.engine == "torch" else f"ZeRO-{resources.zero_stage}")
+    )
+
+
+def _run_gang(plan: TrainPlan, tools: StageTools) -> dict[str, float]:
+    resources = plan.spec.resources
+    gang = Gang(
+        workers=resources.workers,
+        cpus_per_worker=resources.cpus_per_worker,
+        gpus_per_worker=resources.gpus_per_worker,
+        name=f"{plan.request.key[:12]}-{plan.attempt.name}",
+        storage=plan.progress / GANG_NOTES,
+        env=worker_environment(resources),
+    )
+    return run_gang(run_in_gang, {"plan": plan}, gang, say=tools.say)
+
+
+def worker_environment(resources: ResourcesSpec) -> dict[str, str]:
+    """What must stand before a worker imports torch or DeepSpeed."""
+    env = {"OMP_NUM_THREADS": str(resources.threads), "LOCAL_SIZE": str(resources.workers)}
+    if resources.gpus_per_worker:
+        return env | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # the deterministic one
+    return env | {"DS_ACCELERATOR": "cpu"}

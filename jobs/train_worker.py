@@ -1,0 +1,189 @@
+"""What every training process runs: build the engine, run the one loop, write the model."""
+
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from infra.metric_segments import SegmentLog
+from jobs.stage_task import METRICS_FILE, PauseFile, append_line, log_path
+from pipeline.data.loader import Batch, TrainLoader, probe_batch
+from pipeline.data.shards import ShardSet, Split
+from pipeline.model.saved import load_weights, save_model
+from pipeline.model.transfer import adapt
+from pipeline.model.vit import ViT, build
+from pipeline.training.engine import Engine, EngineSpec, TorchEngine
+from pipeline.training.keeper import CheckpointKeeper, RunIdentity
+from pipeline.training.loop import Watch, train
+from pipeline.training.objectives import Supervised
+from pipeline.training.schedule import total_steps
+from schemas.checkpoint import SavedModel
+from schemas.manifest import DATASET_FOLDER
+from schemas.model import ViTSpec
+from schemas.runs import StageRequest
+from schemas.training import FinetuneSpec, PretrainSpec
+
+CHECKPOINTS = "checkpoints"
+MODEL = "model"
+PROBE_SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """A training stage with everything decided; travels to every process."""
+
+    request: StageRequest
+    spec: PretrainSpec | FinetuneSpec
+    """After a search: with the rate and the steps that it chose."""
+    model: ViTSpec
+    attempt: Path
+    progress: Path
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples in one forward on one worker."""
+        resources = self.spec.resources
+        return resources.micro_batch or self.spec.batch.global_samples // resources.workers
+
+
+def open_data(request: StageRequest) -> tuple[ShardSet, Split]:
+    """The input `data`, and the split of it to train on."""
+    data = request.inputs["data"]
+    shards = ShardSet.open(Path(data.path) / DATASET_FOLDER)
+    return shards, shards.split(data.split or "train")
+
+
+def run_in_gang(config: dict[str, Any]) -> dict[str, Any]:
+    """One process of the training world, inside its torch process group."""
+    from pipeline.training.zero import DeepSpeedEngine, ZeroSpec
+
+    plan: TrainPlan = config["plan"]
+    prepare_torch(plan.spec.resources.threads)
+    local = torch.cuda.current_device() if plan.spec.resources.gpus_per_worker else None
+    device = torch.device("cpu" if local is None else f"cuda:{local}")
+    share = plan.spec.batch.global_samples // plan.spec.resources.workers
+    zero = ZeroSpec(
+        stage=plan.spec.resources.zero_stage,
+        micro_batch=plan.micro_batch,
+        accumulation=share // plan.micro_batch,
+    )
+    return run_plan(plan, DeepSpeedEngine(initial_model(plan), engine_spec(plan, device), zero))
+
+
+def run_alone(plan: TrainPlan) -> dict[str, Any]:
+    """The single-process reference engine, in this very process."""
+    prepare_torch(plan.spec.resources.threads)
+    device = torch.device("cuda" if plan.spec.resources.gpus_per_worker else "cpu")
+    return run_plan(plan, TorchEngine(initial_model(plan), engine_spec(plan, device)))
+
+
+def prepare_torch(threads: int) -> None:
+    """Same counts, same threads, same bits."""
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    # Filling every new buffer would only cost time: nothing here reads what it has not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def engine_spec(plan: TrainPlan, device: torch.device) -> EngineSpec:
+    """What every engine is made from."""
+    objective = Supervised(plan.model, plan.spec.augment.label_smoothing, device)
+    return EngineSpec(plan.spec.optim, objective, plan.spec.precision, device)
+
+
+def initial_model(plan: TrainPlan) -> ViT:
+    """New weights, or those of the input `init` with a new head and the positions resized."""
+    model = build(plan.model, seed=plan.request.seed)
+    start = plan.request.inputs.get("init")
+    if start is not None:
+        weights, saved = load_weights(Path(start.path) / MODEL)
+        model.load_state_dict(adapt(weights, saved.spec, plan.model))
+    return model
+
+
+def run_plan(plan: TrainPlan, engine: Engine) -> dict[str, Any]:
+    """Train to the end and, on rank 0, write the model into the attempt.
+
+    Returns:
+        The stage's final figures by name.
+
+    Raises:
+        PausedError: On request, after a checkpoint.
+        VitrailError: Whatever the loop raises.
+    """
+    spec = plan.spec
+    shards, split = open_data(plan.request)
+    probe = probe_batch(split, PROBE_SAMPLES, plan.model.image_px)
+    with TrainLoader(
+        split,
+        augment=spec.augment,
+        image_px=plan.model.image_px,
+        global_samples=spec.batch.global_samples,
+        seed=plan.request.seed,
+        rank=engine.rank,
+        world_size=engine.world_size,
+        micro_batch=plan.micro_batch,
+        threads=spec.resources.loader_threads,
+    ) as loader:
+        result = train(
+            engine,
+            loader,
+            optim=spec.optim,
+            total_steps=total_steps(spec.duration, loader.steps_per_epoch),
+            keeper=_keeper(plan, shards.digest, probe),
+            watch=_watch(plan, rank=engine.rank),
+        )
+    weights = {name: state.weight for name, state in engine.state()}
+    if engine.rank == 0:
+        save_model(plan.attempt / MODEL, weights, _saved(plan, shards, result.steps))
+    return {
+        "train/loss": result.train_loss,
+        "train/steps_count": float(result.steps),
+        "model/parameters_count": float(sum(weight.numel() for weight in weights.values())),
+    }
+
+
+def _keeper(plan: TrainPlan, data_digest: str, probe: Batch) -> CheckpointKeeper:
+    names = type(plan.spec).libraries
+    identity = RunIdentity(
+        key=plan.request.key,
+        data_digest=data_digest,
+        model=plan.model,
+        versions={name: importlib.metadata.version(name) for name in names},
+    )
+    return CheckpointKeeper(
+        plan.progress / CHECKPOINTS,
+        identity=identity,
+        when=plan.spec.checkpoint,
+        probe=probe,
+        say=_say(plan.request),
+    )
+
+
+def _watch(plan: TrainPlan, *, rank: int) -> Watch:
+    if rank:
+        return Watch()
+    return Watch(
+        metrics=SegmentLog(plan.progress / METRICS_FILE),
+        stop=PauseFile(Path(plan.request.pause_path)),
+        say=_say(plan.request),
+    )
+
+
+def _say(request: StageRequest) -> Callable[[str], None]:
+    return lambda line: append_line(log_path(request), f"{request.stage}: {line}")
+
+
+def _saved(plan: TrainPlan, shards: ShardSet, steps: int) -> SavedModel:
+    start = plan.request.inputs.get("init")
+    return SavedModel(
+        spec=plan.model,
+        class_names=tuple(shards.class_names),
+        trained_steps=steps,
+        key=plan.request.key,
+        data_digest=shards.digest,
+        init_digest=None if start is None else start.digest,
+    )

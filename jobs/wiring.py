@@ -1,0 +1,115 @@
+"""The composition root: adapters into ports, and stage kinds to their entry points."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from infra.code_archive import checkout_root
+from infra.provenance import LocalProvenance
+from infra.storage import LocalStore, open_store
+from jobs.stage import StageEntry
+from jobs.stage_task import append_line, execute_stage, log_path
+from jobs.workspace import Workspace
+from pipeline.cost import estimate
+from pipeline.dag.graph import Graph, StageNode
+from pipeline.dag.plan import Facts
+from pipeline.data.sources import fingerprint, source_bytes
+from schemas.artifacts import StageResult
+from schemas.data import SourceSpec
+from schemas.errors import DataError, SpecError
+from schemas.experiment import ExperimentSpec
+from schemas.runs import StageRequest
+
+if TYPE_CHECKING:
+    from infra.mlflow_tracking import MlflowTracker
+
+ENTRY_MODULES: Mapping[str, str] = {
+    "ingest": "jobs.ingest",
+    "filter": "jobs.filter",
+    "pretrain": "jobs.train",
+    "finetune": "jobs.train",
+    "evaluate": "jobs.evaluate",
+    "baseline": "jobs.baseline",
+    "report": "jobs.report",
+}
+"""Stage kind -> the module whose `run` makes its artifact; imported in the stage's process only."""
+
+_OWN_CORES: Mapping[str, float] = {"evaluate": 1, "baseline": 1, "report": 1}
+"""Cores of the stage task itself. The other kinds hand their work to tasks and workers."""
+
+
+def cores_of(request: StageRequest) -> float:
+    """What the process of a stage takes from the cluster."""
+    return _OWN_CORES.get(request.spec["kind"], 0)
+
+
+def stage_entry(kind: str) -> StageEntry:
+    """The entry point of a kind."""
+    entry: StageEntry = importlib.import_module(ENTRY_MODULES[kind]).run
+    return entry
+
+
+def provenance() -> LocalProvenance:
+    """Facts of the code and the environment of this process."""
+    return LocalProvenance(checkout_root())
+
+
+def store_at(path: Path) -> LocalStore:
+    """The artifact store of a workspace."""
+    return open_store(str(path))
+
+
+def planning_facts(experiment: ExperimentSpec, file: str, workspace: Workspace) -> Facts:
+    """What planning may ask of this machine; `file` is what the user called the spec."""
+    here = provenance()
+    return Facts(
+        store=store_at(workspace.store),
+        experiment=experiment.name,
+        file=file,
+        libraries=here.library_versions,
+        fingerprint=lambda source: _fingerprint(source, experiment),
+        code_files=here.code_files,
+    )
+
+
+def _fingerprint(source: SourceSpec, experiment: ExperimentSpec) -> str:
+    """The fingerprint of a raw corpus; one that is not there is an error of the spec."""
+    try:
+        return fingerprint(source)
+    except DataError as error:
+        stages = experiment.stages.items()
+        named = [name for name, spec in stages if getattr(spec, "source", None) == source]
+        stage = named[0] if named else "STAGE"
+        raise SpecError(
+            error.what,
+            where=f"stages.{stage}.source",
+            hint=error.hint or f"--set {stage}.source.uri=PATH",
+        ) from error
+
+
+def stage_costs(graph: Graph) -> Callable[[StageNode], dict[str, float]]:
+    """Estimates the cost of a stage of `graph` from its spec."""
+    return partial(estimate, graph=graph, source_bytes=source_bytes)
+
+
+def execute_in_worker(request: StageRequest) -> StageResult:
+    """What a Ray task runs: the stage, with this node's adapters."""
+    from infra.ray_pool import RayPool
+
+    say = partial(append_line, log_path(request))
+    return execute_stage(
+        request,
+        entry=stage_entry(request.spec["kind"]),
+        store=open_store(request.store, say=lambda line: say(f"{request.stage}: {line}")),
+        provenance=provenance(),
+        pool=RayPool(),
+    )
+
+
+def tracker(uri: str, *, workspace: Path, experiment: str) -> "MlflowTracker":
+    """MLflow at `uri`; artifacts of a local database go beside it."""
+    from infra.mlflow_tracking import MlflowTracker
+
+    return MlflowTracker(uri, artifact_root=workspace / "mlartifacts", experiment=experiment)

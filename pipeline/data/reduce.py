@@ -1,0 +1,222 @@
+"""The select and reduce steps: one task gathers one bucket of one split from all staged units.
+
+A bucket is a range of the order key, so all copies of an image meet in it. Memory of a task is
+about four times the bytes of its bucket; each task opens every staged file once, so the whole
+costs units x buckets openings (a corpus beyond tens of terabytes would want two levels of buckets).
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.data.mapping import ORDER_KEY, STORED_BYTES
+from pipeline.data.order import keyed_hash
+from pipeline.data.staging import (
+    Staging,
+    disk_guard,
+    publish,
+    read_plan,
+    read_table,
+    scratch_file,
+    sha256_of,
+    write_arrow,
+    write_json,
+)
+from schemas.records import RECORD, ROWS_PER_BATCH
+from schemas.spec import canonical_json
+
+KEY_BITS = 64
+
+Candidate = tuple[int, str, int]
+"""Selection hash, uid in hex, bytes of the stored image: sorts by the draw."""
+
+
+@dataclass(frozen=True)
+class BucketTask:
+    """Names one bucket of the build in `progress`."""
+
+    progress: Path
+    split: str
+    bucket: int
+    buckets: int
+    """A power of two."""
+
+
+def select_bucket(task: BucketTask) -> dict[int, list[Candidate]]:
+    """Label -> the images of the bucket with the smallest selection hashes, copies not counted.
+
+    At most as many of each label as `select.per_class` keeps of the whole split.
+    """
+    plan = read_plan(Staging(task.progress))
+    seed, count = plan["spec"]["select"]["seed"], plan["spec"]["select"]["per_class"][task.split]
+    rows = _gather(task, ["uid", "label", "source", STORED_BYTES])
+    kept = _settle(rows).kept
+    drawn: dict[int, list[Candidate]] = {}
+    for index in kept.tolist():
+        uid = rows["uid"][index].as_py()
+        candidate = (keyed_hash("select", seed, uid), uid.hex(), rows[STORED_BYTES][index].as_py())
+        drawn.setdefault(rows["label"][index].as_py(), []).append(candidate)
+    return {label: sorted(candidates)[:count] for label, candidates in drawn.items()}
+
+
+def reduce_bucket(task: BucketTask) -> int:
+    """Write and commit one shard; returns its rows (a bucket without rows makes no shard).
+
+    Raises:
+        DiskFullError: If no space is left.
+    """
+    staging = Staging(task.progress)
+    rows = _gather(task, RECORD.names)
+    settled = _settle(rows)
+    kept = _selected(task, rows, settled.kept)
+    shard = rows.select(RECORD.names).take(pa.array(kept)).cast(_shard_schema())
+    entry = _write_shard(staging, shard)
+    entry |= {"split": task.split, "rejections": settled.rejections}
+    write_json(staging.bucket(task.split, task.bucket, task.buckets), entry)
+    return int(entry["rows"])
+
+
+def is_committed(task: BucketTask) -> bool:
+    """Whether the bucket's shard is there, whole."""
+    staging = Staging(task.progress)
+    commit = staging.bucket(task.split, task.bucket, task.buckets)
+    if not commit.is_file():
+        return False
+    entry = json.loads(commit.read_bytes())
+    shard = staging.shard(entry["name"])
+    return not entry["rows"] or (shard.is_file() and shard.stat().st_size == entry["bytes"])
+
+
+@dataclass(frozen=True)
+class _Settled:
+    """The rows of a bucket after copies and contradictions are out, in shard order."""
+
+    kept: NDArray[np.int64]
+    rejections: list[tuple[str, str, str]]
+    """Source, reason, message."""
+
+
+def _gather(task: BucketTask, columns: list[str]) -> pa.Table:
+    """The bucket's rows of every unit, in memory; units follow each other in listing order."""
+    staging = Staging(task.progress)
+    plan = read_plan(staging)
+    split = plan["splits"].index(task.split)
+    parts = [
+        _range_of_unit(read_table(staging.staged(unit)), split, task).select([ORDER_KEY, *columns])
+        for unit in range(plan["units"])
+    ]
+    # `take` copies, so that no task keeps every staged file mapped.
+    copies = [part.take(pa.array(np.arange(len(part)))) for part in parts]
+    return pa.concat_tables(copies).combine_chunks()
+
+
+def _range_of_unit(staged: pa.Table, split: int, task: BucketTask) -> pa.Table:
+    splits = staged["split"].to_numpy()
+    first, last = np.searchsorted(splits, [split, split + 1])
+    keys = staged[ORDER_KEY].to_numpy()[first:last]
+    shift = KEY_BITS - (task.buckets.bit_length() - 1)
+    begin = np.searchsorted(keys, np.uint64(task.bucket << shift)) if shift < KEY_BITS else 0
+    final = task.bucket + 1 == task.buckets
+    end = len(keys) if final else np.searchsorted(keys, np.uint64((task.bucket + 1) << shift))
+    return staged.slice(int(first + begin), int(end - begin))
+
+
+def _settle(rows: pa.Table) -> _Settled:
+    """Order the rows by (key, uid, source); drop copies and what is labelled in two ways."""
+    order = pc.sort_indices(
+        rows.select([ORDER_KEY, "uid", "source"]),
+        sort_keys=[(ORDER_KEY, "ascending"), ("uid", "ascending"), ("source", "ascending")],
+    ).to_numpy()
+    order = order.astype(np.int64)
+    uids = rows["uid"].to_pylist()
+    labels = rows["label"].to_numpy()
+    kept: list[int] = []
+    rejections: list[tuple[str, str, str]] = []
+    for group in _groups(order, uids):
+        if len({labels[index] for index in group}) > 1:
+            rejections += _conflict(rows, group)
+            continue
+        kept.append(group[0])
+        rejections += _copies(rows, group)
+    return _Settled(np.array(kept, np.int64), rejections)
+
+
+def _groups(order: NDArray[np.int64], uids: list[bytes]) -> list[list[int]]:
+    """Runs of the ordered rows that are the same image."""
+    groups: list[list[int]] = []
+    for index in order.tolist():
+        if groups and uids[groups[-1][0]] == uids[index]:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+def _conflict(rows: pa.Table, group: list[int]) -> list[tuple[str, str, str]]:
+    sources = [rows["source"][index].as_py() for index in group]
+    message = f"the same bytes stand under several classes: {', '.join(sources[:4])}"
+    return [(source, "label_conflict", message) for source in sources]
+
+
+def _copies(rows: pa.Table, group: list[int]) -> list[tuple[str, str, str]]:
+    first = rows["source"][group[0]].as_py()
+    return [
+        (rows["source"][index].as_py(), "duplicate", f"the same bytes as {first}")
+        for index in group[1:]
+    ]
+
+
+def _selected(task: BucketTask, rows: pa.Table, kept: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of the kept rows that the draw of `select.per_class` keeps."""
+    staging = Staging(task.progress)
+    select = read_plan(staging)["spec"]["select"]
+    if task.split not in select["per_class"]:
+        return kept
+    last = json.loads(staging.thresholds.read_bytes())[task.split]
+    chosen = []
+    for index in kept.tolist():
+        uid = rows["uid"][index].as_py()
+        label = str(rows["label"][index].as_py())
+        if [keyed_hash("select", select["seed"], uid), uid.hex()] <= last[label]:
+            chosen.append(index)
+    return np.array(chosen, np.int64)
+
+
+def _write_shard(staging: Staging, shard: pa.Table) -> dict[str, Any]:
+    labels, counts = np.unique(shard["label"].to_numpy(), return_counts=True)
+    entry: dict[str, Any] = {
+        "name": "",
+        "rows": len(shard),
+        "bytes": 0,
+        "label_histogram": [[int(a), int(b)] for a, b in zip(labels, counts, strict=True)],
+    }
+    if not len(shard):
+        return entry
+    folder = staging.shard("")
+    with scratch_file(folder) as temporary:
+        with disk_guard(folder, needed_bytes=shard.nbytes):
+            write_arrow(temporary, shard, rows_per_batch=ROWS_PER_BATCH)
+        entry["name"] = f"{sha256_of(temporary)}.arrow"
+        entry["bytes"] = temporary.stat().st_size
+        publish(temporary, staging.shard(entry["name"]))
+    return entry
+
+
+@cache
+def _shard_schema() -> pa.Schema:
+    """The record, with the note by which Hugging Face `datasets` shows `image` as a picture."""
+    features = {
+        field.name: {"dtype": str(field.type), "_type": "Value"}
+        if field.name != "image"
+        else {"_type": "Image"}
+        for field in RECORD
+    }
+    note = canonical_json({"info": {"features": features}})
+    return RECORD.with_metadata({"huggingface": note})

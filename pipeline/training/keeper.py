@@ -1,0 +1,126 @@
+"""When a checkpoint is written, who writes what, and how a run goes on from one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.training import checkpoint
+from pipeline.training.engine import Engine
+from pipeline.training.objectives import LabelledBatch
+from schemas.checkpoint import CHECKPOINT_STATE, CheckpointState
+from schemas.errors import IntegrityError
+from schemas.model import ViTSpec
+from schemas.training import CheckpointSpec
+
+PROBE_TOLERANCE = 1e-4
+"""Largest relative difference of the probe batch's loss before a save and after a load."""
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """What a checkpoint belongs to."""
+
+    key: str
+    data_digest: str
+    model: ViTSpec
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Where a run goes on."""
+
+    step: int
+    """Optimizer steps done; 0 for a fresh start."""
+    train_loss: float
+    """Of the last step done; NaN for a fresh start."""
+
+
+class CheckpointKeeper:
+    """Writes the checkpoints of one run into one folder and finds the newest good one there."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        identity: RunIdentity,
+        when: CheckpointSpec,
+        probe: LabelledBatch,
+        say: Callable[[str], None],
+    ) -> None:
+        """Hold a folder of checkpoints.
+
+        Args:
+            root: Folder that every rank can write; shared by all attempts at the same key.
+            identity: Checked against what is found there.
+            when: Interval and retention.
+            probe: A fixed batch, equal on every rank; its loss proves that a load was faithful.
+            say: Told, on rank 0, what a person should know.
+        """
+        self._root = root
+        self._identity = identity
+        self._when = when
+        self._probe = probe
+        self._say = say
+
+    def is_due(self, step: int) -> bool:
+        """Whether a checkpoint belongs after `step` steps, apart from the last."""
+        return step % self._when.every_steps == 0
+
+    def resume(self, engine: Engine) -> Resumed:
+        """Load the newest complete checkpoint into `engine`, if there is one; all ranks call it.
+
+        Raises:
+            IntegrityError: If it belongs to another run, or the probe's loss is not as stored.
+        """
+        step = engine.highest(self._newest_step() if engine.rank == 0 else 0)
+        if step == 0:
+            return Resumed(0, float("nan"))
+        folder = self._root / checkpoint.step_folder(step)
+        state = CheckpointState.model_validate_json((folder / CHECKPOINT_STATE).read_text())
+        self._check_identity(folder, state)
+        engine.load(folder, step)
+        self._check_probe(folder, state.probe_loss, engine.loss(self._probe))
+        if engine.rank == 0:
+            self._say(f"goes on from step {step}, written by {state.engine} x{state.world_size}")
+        return Resumed(step, state.train_loss)
+
+    def save(self, engine: Engine, step: int, train_loss: float) -> None:
+        """Write the checkpoint after `step` steps; all ranks call it and leave it together."""
+        probe_loss = engine.loss(self._probe)
+        if engine.rank == 0:
+            checkpoint.begin(self._root, step)
+        engine.highest(0)  # nobody writes before the folder is there
+        engine.save(checkpoint.working_folder(self._root, step))
+        if engine.rank == 0:
+            state = CheckpointState(
+                step=step,
+                **self._identity.__dict__,
+                world_size=engine.world_size,
+                engine=engine.name,
+                train_loss=train_loss,
+                probe_loss=probe_loss,
+            )
+            checkpoint.commit(self._root, state)
+            checkpoint.prune(self._root, self._when.keep_last)
+        engine.highest(0)  # nobody goes on before it is committed
+
+    def _newest_step(self) -> int:
+        found = checkpoint.newest_complete(self._root, self._identity.key, self._say)
+        return 0 if found is None else found[1].step
+
+    def _check_identity(self, folder: Path, state: CheckpointState) -> None:
+        for name in ("key", "data_digest", "model"):
+            if getattr(state, name) != getattr(self._identity, name):
+                raise IntegrityError(
+                    f"checkpoint {folder} was written with another {name.replace('_', ' ')}",
+                    hint=f"remove {self._root}",
+                )
+
+    def _check_probe(self, folder: Path, stored: float, found: float) -> None:
+        if not abs(found - stored) <= PROBE_TOLERANCE * max(abs(stored), 1e-8):
+            raise IntegrityError(
+                f"after loading {folder} the probe batch has loss {found:.6g} instead of "
+                f"{stored:.6g}; the weights are not what was saved",
+                hint=f"remove {folder}; training then goes on from the checkpoint before it",
+            )

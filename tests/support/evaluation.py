@@ -1,0 +1,133 @@
+"""Small artifacts of other stages, written as those stages write them, for the report to read."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.evaluation.figures import draw_confusion
+from pipeline.evaluation.metrics import accuracy_report
+from schemas.manifest import (
+    DATASET_FOLDER,
+    MANIFEST_FILE,
+    TOMBSTONES_FILE,
+    ShardSetManifest,
+    SplitEntry,
+    TombstoneEntry,
+)
+from schemas.records import TOMBSTONES
+from schemas.runs import InputArtifact, MetricPoint
+from schemas.spec import Spec, canonical_json, digest_of
+
+CLASSES = ("cat", "dog")
+
+
+def artifact(folder: Path, stage: str, kind: str) -> InputArtifact:
+    """An empty artifact in its own folder below `folder`."""
+    path = folder / stage
+    path.mkdir(parents=True)
+    return InputArtifact(
+        stage=stage,
+        kind=kind,
+        artifact=f"{kind}-{digest_of(stage)[:12]}",
+        digest=digest_of(stage),
+        path=str(path),
+        split=None,
+        metrics={},
+    )
+
+
+def measured(
+    folder: Path, stage: str, kind: str, *, correct: Mapping[str, int], total: int = 100
+) -> InputArtifact:
+    """An `evaluate` or `baseline` artifact; `correct` maps methods to right answers of `total`."""
+    made = artifact(folder, stage, kind)
+    labels = np.arange(total) % 2
+    right = {name: np.arange(total) < count for name, count in correct.items()}
+    report = accuracy_report(
+        labels,
+        {name: np.where(it, labels, 1 - labels) for name, it in right.items()},
+        split="test",
+        class_names=CLASSES,
+        chosen={"logistic_regression.C": 0.125} if "logistic_regression" in correct else {},
+    )
+    _write(Path(made.path) / "accuracy.json", report)
+    if kind == "evaluate":
+        confusion = np.array(report.confusion["model"])
+        draw_confusion(Path(made.path) / "figures" / "confusion.png", confusion, CLASSES)
+    return made
+
+
+def trained(
+    folder: Path, stage: str, kind: str, *, losses: Sequence[tuple[int, float]]
+) -> InputArtifact:
+    """A training artifact with its log; no log where `losses` is empty."""
+    made = artifact(folder, stage, kind)
+    points = [("train/loss", step, value) for step, value in losses]
+    points += [("train/learning_rate", step, 1e-3 / (1 + step)) for step, _ in losses]
+    if points:
+        path = Path(made.path) / "logs" / "metrics.jsonl"
+        path.parent.mkdir()
+        lines = [
+            canonical_json(MetricPoint(key=key, step=step, value=value, at_ms=step).dump())
+            for key, step, value in points
+        ]
+        path.write_text("\n".join(lines) + "\n")
+    return made
+
+
+def shard_set(
+    folder: Path,
+    stage: str,
+    *,
+    rejections: Mapping[str, int] | None = None,
+    removed: Sequence[tuple[str, str]] = (),
+) -> InputArtifact:
+    """A data artifact without its shards; `removed` holds pairs of (source, matched source)."""
+    made = artifact(folder, stage, "filter" if removed else "ingest")
+    dataset = Path(made.path) / DATASET_FOLDER
+    dataset.mkdir()
+    if removed:
+        _write_tombstones(dataset / TOMBSTONES_FILE, removed)
+    manifest = ShardSetManifest(
+        record_version=1,
+        order_version=1,
+        transform={},
+        class_names=CLASSES,
+        splits={"train": SplitEntry(rows=321, shards=1), "test": SplitEntry(rows=123, shards=1)},
+        num_shards=2,
+        num_rows=444 + len(removed),
+        num_bytes=1,
+        shard_table_sha256="0" * 64,
+        rejections=dict(rejections or {}),
+        rejections_sha256="0" * 64,
+        tombstones=TombstoneEntry(sha256="0" * 64, rows=len(removed)) if removed else None,
+    )
+    _write(dataset / MANIFEST_FILE, manifest)
+    return made
+
+
+def _write(path: Path, document: Spec) -> None:
+    path.write_text(canonical_json(document.dump()) + "\n")
+
+
+def _write_tombstones(path: Path, removed: Sequence[tuple[str, str]]) -> None:
+    rows = [
+        {
+            "uid": bytes(16),
+            "split": "train",
+            "shard": "a.arrow",
+            "row": index,
+            "source": source,
+            "reason": "exact_copy",
+            "matched_set": "pets@test",
+            "matched_uid": bytes(16),
+            "matched_source": matched,
+            "hamming_bits": 0,
+            "thumbnail_difference": 0.0,
+        }
+        for index, (source, matched) in enumerate(removed)
+    ]
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, TOMBSTONES) as writer:
+        writer.write_table(pa.Table.from_pylist(rows, schema=TOMBSTONES))

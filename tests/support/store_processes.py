@@ -1,0 +1,116 @@
+"""Processes that race for one key, or die in the middle of a commit; started by their tests.
+
+    python -m tests.support.store_processes race FOLDER
+    python -m tests.support.store_processes crash FOLDER
+    python -m tests.support.store_processes hold FOLDER
+
+Each forks from a small process of its own, never from the one that runs the tests.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from infra.storage import LocalStore
+from tests.support.artifacts import KIND, make_artifact, stage_record, write_files
+
+CONTENDERS, ROUNDS = 8, 10
+_CHANGES = {"open", "os.link", "os.mkdir", "os.remove", "os.rename", "os.truncate"}
+
+
+def race(root: Path) -> None:
+    """In each round, all contenders commit one key at once; all must be told one winner."""
+    for number in range(ROUNDS):
+        start_read, start_write = os.pipe()
+        told_read, told_write = os.pipe()
+        children = [
+            _fork(partial(_contend, root, number, index, start=start_read, told=told_write))
+            for index in range(CONTENDERS)
+        ]
+        os.write(start_write, b"x" * CONTENDERS)
+        statuses = [os.waitpid(child, 0)[1] for child in children]
+        assert statuses == [0] * CONTENDERS, statuses
+        told = os.read(told_read, 1 << 16).decode().split()
+        assert len(told) == CONTENDERS
+        assert len(set(told)) == 1, f"several winners: {told}"
+        result = LocalStore(root).lookup(KIND, stage_record(number).key)
+        assert result is not None
+        assert result.attempt == told[0]
+        assert LocalStore(root).verify(result) is None
+
+
+def _contend(root: Path, number: int, index: int, *, start: int, told: int) -> None:
+    store = LocalStore(root)
+    record = stage_record(number)
+    attempt = store.begin(KIND, record.key)
+    write_files(attempt.path, f"made by {index}")
+    os.read(start, 1)
+    winner = store.commit(attempt, record, known_sha256={})
+    os.write(told, f"{winner.attempt}\n".encode())
+
+
+def crash(root: Path) -> None:
+    """Die before the first, the second, ... change of the disk until a commit comes through."""
+    for number in range(1000):
+        status = os.waitpid(_fork(partial(_commit_and_die, root, number)), 0)[1]
+        _check_after_crash(LocalStore(root), number)
+        if status == 0:
+            sys.stdout.write(f"{number}\n")
+            return
+        assert os.waitstatus_to_exitcode(status) == 137, status
+    raise AssertionError("no commit came through")
+
+
+def _commit_and_die(root: Path, changes: int) -> None:
+    left = changes
+
+    def before_change(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal left
+        is_read = event == "open" and not int(arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR)
+        if event not in _CHANGES or is_read:
+            return
+        if left == 0:
+            os._exit(137)
+        left -= 1
+
+    sys.addaudithook(before_change)
+    make_artifact(LocalStore(root), changes)
+
+
+def _check_after_crash(store: LocalStore, number: int) -> None:
+    """Nothing is visible, or a whole artifact is; a later attempt works."""
+    key = stage_record(number).key
+    seen = store.lookup(KIND, key)
+    if seen is not None:
+        assert store.verify(seen) is None
+        assert store.record(seen) == stage_record(number)
+    again = make_artifact(store, number)
+    assert seen is None or again == seen
+    assert store.verify(again) is None
+
+
+def hold(root: Path) -> None:
+    """Hold a key until killed."""
+    with LocalStore(root).hold(KIND, stage_record().key):
+        sys.stdout.write("holding\n")
+        sys.stdout.flush()
+        time.sleep(600)
+
+
+def _fork(work: Callable[[], None]) -> int:
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        work()
+        status = 0
+    finally:
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    {"race": race, "crash": crash, "hold": hold}[sys.argv[1]](Path(sys.argv[2]))

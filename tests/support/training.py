@@ -1,0 +1,121 @@
+"""A tiny model, fixed random images, and a loader over them with the real one's interface."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.model.vit import ViT, build
+from pipeline.training.engine import EngineSpec, TorchEngine
+from pipeline.training.keeper import CheckpointKeeper, RunIdentity
+from pipeline.training.objectives import Supervised
+from schemas.model import ViTSpec
+from schemas.training import CheckpointSpec, OptimSpec
+
+TINY = ViTSpec(
+    width=24,
+    depth=2,
+    num_heads=3,
+    mlp_dim=40,
+    patch_px=4,
+    image_px=(8, 8),
+    num_classes=5,  # odd sizes: the ranks of ZeRO-3 cannot share them out evenly
+)
+OPTIM = OptimSpec(peak_lr=3e-3, warmup_steps=3, weight_decay=0.1, clip_norm=1.0)
+KEY = "a" * 64
+
+
+@dataclass(frozen=True)
+class FakeBatch:
+    pixels_BHWC: np.ndarray
+    label_B: np.ndarray
+
+
+class FakeLoader:
+    """Batches drawn from `samples` fixed images; batch k is a function of k and the seed alone."""
+
+    def __init__(
+        self,
+        spec: ViTSpec = TINY,
+        *,
+        samples: int = 64,
+        global_samples: int = 16,
+        rank: int = 0,
+        world_size: int = 1,
+        micro_batch: int | None = None,
+    ) -> None:
+        rng = np.random.default_rng(3)
+        height, width = spec.image_px
+        self.pixels = rng.integers(0, 256, (samples, height, width, 3), dtype=np.uint8)
+        self.labels = rng.integers(0, spec.num_classes, samples).astype(np.int64)
+        self.global_samples = global_samples
+        self.share = global_samples // world_size
+        self.rank = rank
+        self.micro_batch = micro_batch or self.share
+
+    def batches(self, start_step: int) -> Iterator[tuple[FakeBatch, ...]]:
+        step = start_step
+        while True:
+            rng = np.random.default_rng([5, step])
+            rows = rng.permutation(len(self.labels))[: self.global_samples]
+            own = rows[self.rank * self.share : (self.rank + 1) * self.share]
+            yield tuple(
+                self.rows(own[i : i + self.micro_batch])
+                for i in range(0, self.share, self.micro_batch)
+            )
+            step += 1
+
+    def rows(self, rows: np.ndarray) -> FakeBatch:
+        return FakeBatch(self.pixels[rows], self.labels[rows])
+
+
+def engine_spec(spec: ViTSpec = TINY, optim: OptimSpec = OPTIM) -> EngineSpec:
+    cpu = torch.device("cpu")
+    return EngineSpec(optim, Supervised(spec, 0.0, cpu), "fp32", cpu)
+
+
+def torch_engine(spec: ViTSpec = TINY, optim: OptimSpec = OPTIM) -> TorchEngine:
+    return TorchEngine(model(spec), engine_spec(spec, optim))
+
+
+def model(spec: ViTSpec = TINY) -> ViT:
+    """With a head that is not zero, so that gradients reach everything from the first step."""
+    vit = build(spec, seed=1)
+    torch.nn.init.normal_(vit.head.weight, std=0.5, generator=torch.Generator().manual_seed(2))
+    return vit
+
+
+def keeper(
+    root: Path, *, every_steps: int = 5, keep_last: int = 2, said: list[str] | None = None
+) -> CheckpointKeeper:
+    return CheckpointKeeper(
+        root,
+        identity=RunIdentity(key=KEY, data_digest="d", model=TINY, versions={"torch": "x"}),
+        when=CheckpointSpec(every_steps=every_steps, keep_last=keep_last),
+        probe=FakeLoader().rows(np.arange(8)),
+        say=(said if said is not None else []).append,
+    )
+
+
+class Recorded:
+    """A metric log in memory."""
+
+    def __init__(self) -> None:
+        self.points: dict[str, dict[int, float]] = {}
+
+    def log(self, points: dict[str, float], *, step: int) -> None:
+        for key, value in points.items():
+            self.points.setdefault(key, {})[step] = value
+
+
+class StopAfter:
+    """A stop signal that answers yes from the n-th question on."""
+
+    def __init__(self, questions: int) -> None:
+        self.left = questions
+
+    def requested(self) -> bool:
+        self.left -= 1
+        return self.left <= 0

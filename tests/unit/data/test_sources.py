@@ -1,0 +1,205 @@
+import io
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from pipeline.data.sources import check, fingerprint, list_units, read_unit, source_bytes
+from pipeline.data.units import FILES_PER_UNIT, Unit
+from schemas.data import ImageFolderSource, SklearnSource, TarSource
+from schemas.errors import DataError, SpecError
+from tests.support.corpora import CLASSES, encode, picture, write_folder, write_tar
+
+
+def raw_images(source: ImageFolderSource | TarSource | SklearnSource) -> list[tuple[str, str, str]]:
+    return [
+        (raw.split, raw.class_name, raw.source)
+        for unit in list_units(source)
+        for raw in read_unit(unit)
+    ]
+
+
+def test_a_tar_holds_what_its_folder_holds(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "raw", per_class=3, splits=("train", "test"))
+    splits = {"train": "train", "test": "test"}
+    from_folder = ImageFolderSource(uri=str(folder), splits=splits)
+    tar = write_tar(tmp_path / "raw.tar", folder)
+    from_tar = TarSource(uri=str(tar), splits=splits)
+    assert sorted(raw_images(from_folder)) == sorted(raw_images(from_tar))
+    bytes_of = [
+        {raw.source: raw.data for unit in list_units(source) for raw in read_unit(unit)}
+        for source in (from_folder, from_tar)
+    ]
+    assert bytes_of[0] == bytes_of[1]
+    assert len(bytes_of[0]) == 3 * 2 * len(CLASSES)
+
+
+def test_a_corpus_without_splits_is_one_split(tmp_path: Path) -> None:
+    source = ImageFolderSource(uri=str(write_folder(tmp_path / "raw", per_class=1)))
+    assert raw_images(source) == [("train", name, f"{name}/000.jpg") for name in sorted(CLASSES)]
+
+
+def test_the_digits_are_1797_images_of_ten_classes() -> None:
+    found = raw_images(SklearnSource())
+    assert len(found) == 1797
+    assert {name for _, name, _ in found} == set("0123456789")
+    assert found[1] == ("train", "1", "digits/0001")
+
+
+def test_a_unit_survives_json(tmp_path: Path) -> None:
+    source = ImageFolderSource(uri=str(write_folder(tmp_path / "raw", per_class=2)))
+    unit = next(list_units(source))
+    assert Unit.load(unit.dump()) == unit
+
+
+def test_units_are_bounded(tmp_path: Path) -> None:
+    folder = tmp_path / "raw" / "a"
+    folder.mkdir(parents=True)
+    data = encode(picture(0, 0, height=8, width=8))
+    for index in range(FILES_PER_UNIT + 1):
+        (folder / f"{index}.jpg").write_bytes(data)
+    sizes = [len(u.members) for u in list_units(ImageFolderSource(uri=str(tmp_path / "raw")))]
+    assert sizes == [FILES_PER_UNIT, 1]
+
+
+def test_hidden_files_are_ignored_and_others_are_refused(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "raw", per_class=1)
+    (folder / "wave" / ".DS_Store").write_bytes(b"x")
+    (folder / ".git").mkdir()
+    (folder / ".git" / "a.jpg").write_bytes(b"x")
+    (folder / "README.md").write_bytes(b"x")
+    (folder / "wave" / "gone.jpg").symlink_to(folder / "nowhere")
+    unit = next(list_units(ImageFolderSource(uri=str(folder))))
+    assert len(unit.members) == len(CLASSES)
+    assert {file.path for file in unit.refused} == {"README.md", "wave/gone.jpg"}
+
+
+def test_links_in_a_folder_are_followed_and_loops_are_refused(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "raw", per_class=1)
+    (folder / "again").symlink_to(folder / "wave")
+    source = ImageFolderSource(uri=str(folder))
+    assert ("train", "again", "again/000.jpg") in raw_images(source)
+    (folder / "wave" / "up").symlink_to(folder)
+    with pytest.raises(DataError, match="link to a folder above it"):
+        raw_images(source)
+
+
+def test_links_and_paths_that_lead_out_of_a_tar_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "evil.tar"
+    data = encode(picture(0, 0))
+    with tarfile.open(path, "w") as tar:
+        for name in ("a/ok.jpg", "a/../../out.jpg", "/a/root.jpg"):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        link = tarfile.TarInfo("a/link.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    unit = next(list_units(TarSource(uri=str(path))))
+    assert [member.path for member in unit.members] == ["a/ok.jpg"]
+    assert {file.path for file in unit.refused} == {"a/../../out.jpg", "/a/root.jpg", "a/link.jpg"}
+
+
+def test_a_fingerprint_tells_states_apart_and_reads_nothing(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "raw", per_class=2)
+    source = ImageFolderSource(uri=str(folder))
+    first = fingerprint(source)
+    assert len(bytes.fromhex(first)) == 32
+    victim = folder / "wave" / "000.jpg"
+    victim.chmod(0)
+    assert fingerprint(source) == first
+    victim.chmod(0o644)
+    os.utime(victim, ns=(1, 1))
+    assert fingerprint(source) != first
+    moved = folder.rename(tmp_path / "moved")
+    os.utime(victim := moved / "wave" / "000.jpg", ns=(1, 1))
+    assert fingerprint(ImageFolderSource(uri=str(moved))) != first
+    victim.rename(victim.with_name("zzz.jpg"))
+    assert len({first, fingerprint(ImageFolderSource(uri=str(moved)))}) == 2
+
+
+def test_a_fingerprint_does_not_hold_the_place_of_the_corpus(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "raw", per_class=1)
+    before = fingerprint(ImageFolderSource(uri=str(folder)))
+    moved = folder.rename(tmp_path / "elsewhere")
+    assert fingerprint(ImageFolderSource(uri=str(moved))) == before
+
+
+def test_a_tar_is_fingerprinted_by_size_and_time(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "a.tar", write_folder(tmp_path / "raw", per_class=1))
+    before = fingerprint(TarSource(uri=str(tar)))
+    os.utime(tar, ns=(5, 5))
+    assert fingerprint(TarSource(uri=str(tar))) != before
+
+
+def test_bytes_are_an_upper_bound(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "raw", per_class=2)
+    for source in (ImageFolderSource(uri=str(folder)), SklearnSource()):
+        held = sum(len(raw.data) for unit in list_units(source) for raw in read_unit(unit))
+        assert source_bytes(source) >= held
+
+
+def test_a_missing_folder_or_split_is_named(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "raw", per_class=1, splits=("train", "test"))
+    with pytest.raises(DataError, match=r"nowhere does not exist"):
+        check(ImageFolderSource(uri=str(tmp_path / "nowhere")))
+    source = ImageFolderSource(uri=str(folder), splits={"train": "trian"})
+    with pytest.raises(DataError, match="folders beside it: test, train") as caught:
+        check(source)
+    assert caught.value.where == "source.splits.train"
+
+
+def test_an_empty_or_flat_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="is empty"):
+        check(ImageFolderSource(uri=str(tmp_path / "empty")))
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / "a.jpg").write_bytes(encode(picture(0, 0)))
+    with pytest.raises(DataError, match="one folder for each class"):
+        check(ImageFolderSource(uri=str(tmp_path / "flat")))
+
+
+def test_splits_inside_each_other_are_refused(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "raw", per_class=1)
+    with pytest.raises(SpecError, match="lies in that of"):
+        check(ImageFolderSource(uri=str(folder), splits={"train": ".", "test": "wave"}))
+
+
+def test_what_is_no_plain_tar_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        check(TarSource(uri=str(tmp_path / "no.tar")))
+    squeezed = tmp_path / "a.tar.gz"
+    with tarfile.open(squeezed, "w:gz"):
+        pass
+    with pytest.raises(DataError, match="uncompressed tar"):
+        check(TarSource(uri=str(squeezed)))
+
+
+def test_a_file_that_changes_while_it_is_read_stops_the_build(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "raw", per_class=1)
+    unit = next(list_units(ImageFolderSource(uri=str(folder))))
+    (folder / "wave" / "000.jpg").write_bytes(b"shorter")
+    with pytest.raises(DataError, match="let the corpus rest"):
+        list(read_unit(unit))
+
+
+def test_names_that_are_no_utf8_are_read_and_shown_escaped(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "raw", per_class=1)
+    odd = os.fsencode(folder / "wave") + b"/\xff.jpg"
+    Path(os.fsdecode(odd)).write_bytes(encode(picture(0, 9)))
+    found = raw_images(ImageFolderSource(uri=str(folder)))
+    assert ("train", "wave", "wave/\\udcff.jpg") in found
+
+
+def test_planning_imports_no_codec_and_no_arrays() -> None:
+    program = (
+        "import sys, pipeline.data.sources;"
+        "print(sorted({'PIL', 'numpy', 'pyarrow', 'sklearn', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,337 @@
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from infra.storage import LocalStore, open_store
+from schemas.errors import DiskFullError, IntegrityError, SpecError, UnreachableError
+from tests.support.artifacts import KIND, make_artifact, stage_record, write_files
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path / "store")
+
+
+def test_looking_into_a_store_that_does_not_exist_makes_nothing(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "deep" / "store")
+    assert store.lookup(KIND, stage_record().key) is None
+    assert store.get_ref("tests", "accuracy") is None
+    assert store.free_bytes() > 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_commit_is_seen_by_another_store_on_the_same_folder(
+    store: LocalStore, tmp_path: Path
+) -> None:
+    result = make_artifact(store)
+    other = LocalStore(tmp_path / "store")
+    assert other.lookup(KIND, result.key) == result
+    assert other.record(result) == stage_record()
+    assert (other.path(result) / "report.json").read_text() == "content"
+    assert other.present(result) is None
+    assert other.verify(result) is None
+    assert result.metrics == {"test/top1_ratio": 0.5}
+
+
+def test_an_attempt_is_not_seen_before_its_commit(store: LocalStore) -> None:
+    record = stage_record()
+    attempt = store.begin(KIND, record.key)
+    write_files(attempt.path)
+    assert store.lookup(KIND, record.key) is None
+
+
+def test_the_content_digest_leaves_out_logs_documents_and_time(
+    store: LocalStore, tmp_path: Path
+) -> None:
+    first = make_artifact(store)
+    other = LocalStore(tmp_path / "other")
+    attempt = other.begin(KIND, first.key)
+    write_files(attempt.path)
+    (attempt.path / "logs" / "more.txt").write_text("more")
+    second = other.commit(attempt, stage_record().revise(seconds=9.0), known_sha256={})
+    assert first.digest == second.digest
+    assert first.attempt != second.attempt
+
+
+def test_a_stage_may_write_files_with_the_names_of_the_stores_documents(store: LocalStore) -> None:
+    record = stage_record()
+    attempt = store.begin(KIND, record.key)
+    (attempt.path / "manifest.json").write_text("the stage's own")
+    result = store.commit(attempt, record, known_sha256={})
+    assert (store.path(result) / "manifest.json").read_text() == "the stage's own"
+    assert store.record(result) == record
+
+
+def test_the_first_commit_wins(store: LocalStore) -> None:
+    first = make_artifact(store, content="first")
+    assert make_artifact(store, content="second") == first
+    assert (store.path(first) / "report.json").read_text() == "first"
+
+
+def test_progress_is_shared_by_the_attempts_at_a_key(store: LocalStore) -> None:
+    key = stage_record().key
+    (store.begin(KIND, key).progress / "step").write_text("7")
+    assert (store.begin(KIND, key).progress / "step").read_text() == "7"
+
+
+def test_known_digests_are_taken_and_must_name_files(store: LocalStore) -> None:
+    record = stage_record()
+    attempt = store.begin(KIND, record.key)
+    write_files(attempt.path)
+    with pytest.raises(IntegrityError, match=r"nothing\.bin"):
+        store.commit(attempt, record, known_sha256={"nothing.bin": "0" * 64})
+    result = store.commit(attempt, record, known_sha256={"report.json": "0" * 64})
+    assert "report.json has other bytes" in (store.verify(result) or "")
+
+
+def test_a_link_is_no_part_of_an_artifact(store: LocalStore, tmp_path: Path) -> None:
+    record = stage_record()
+    attempt = store.begin(KIND, record.key)
+    (attempt.path / "link").symlink_to(tmp_path)
+    with pytest.raises(IntegrityError, match="link is not a plain file"):
+        store.commit(attempt, record, known_sha256={})
+    assert store.lookup(KIND, record.key) is None
+
+
+def _remove(path: Path) -> None:
+    path.unlink()
+
+
+def _lengthen(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"x")
+
+
+def _touch(path: Path) -> None:
+    os.utime(path, ns=(0, 0))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"), [(_remove, "missing"), (_lengthen, "bytes"), (_touch, "touched")]
+)
+def test_presence_sees_what_happened_to_a_file(store: LocalStore, damage, words) -> None:
+    result = make_artifact(store)
+    damage(store.path(result) / "inner" / "weights.bin")
+    fault = store.present(result)
+    assert fault is not None
+    assert words in fault
+    assert "weights.bin" in fault
+
+
+def test_verifying_sees_bytes_that_presence_cannot_see(store: LocalStore) -> None:
+    result = make_artifact(store)
+    path = store.path(result) / "report.json"
+    before = path.stat()
+    path.write_text("CONTENT")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert store.present(result) is None
+    assert "report.json has other bytes" in (store.verify(result) or "")
+
+
+def test_verifying_does_not_mind_a_touched_file(store: LocalStore) -> None:
+    result = make_artifact(store)
+    _touch(store.path(result) / "report.json")
+    assert store.verify(result) is None
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "record.json"])
+def test_a_lost_document_is_noticed(store: LocalStore, name: str) -> None:
+    result = make_artifact(store)
+    (store.path(result).parent / name).unlink()
+    if name == "manifest.json":
+        assert "manifest.json is missing" in (store.present(result) or "")
+    else:
+        with pytest.raises(IntegrityError, match="record"):
+            store.record(result)
+
+
+def test_a_changed_manifest_is_noticed(store: LocalStore) -> None:
+    result = make_artifact(store)
+    path = store.path(result).parent / "manifest.json"
+    path.write_text(path.read_text().replace("report", "repart"))
+    assert "not the manifest that was committed" in (store.present(result) or "")
+
+
+def test_a_torn_result_counts_as_absent_and_is_kept_aside(tmp_path: Path) -> None:
+    said: list[str] = []
+    store = LocalStore(tmp_path, say=said.append)
+    result = make_artifact(store)
+    final = tmp_path / "artifacts" / result.artifact / "result.json"
+    final.write_text(final.read_text()[:50])
+    assert store.lookup(KIND, result.key) is None
+    assert len(list(final.parent.glob("result.json.torn-*"))) == 1
+    assert "damaged" in said[0]
+    assert make_artifact(store).attempt != result.attempt
+
+
+def test_two_keys_that_begin_alike_are_told_apart(store: LocalStore) -> None:
+    result = make_artifact(store)
+    with pytest.raises(IntegrityError, match="both begin alike"):
+        store.lookup(KIND, result.key[:12] + "0" * 52)
+
+
+def test_a_discarded_result_makes_room_for_another(store: LocalStore, tmp_path: Path) -> None:
+    first = make_artifact(store, content="first")
+    store.discard(first, "its shards were damaged")
+    assert store.lookup(KIND, first.key) is None
+    note = tmp_path / "store" / "discarded" / first.artifact / f"{first.attempt}.json"
+    assert "its shards were damaged" in note.read_text()
+    assert store.path(first).is_dir()
+    second = make_artifact(store, content="second")
+    store.discard(first, "somebody noticed late")
+    assert store.lookup(KIND, first.key) == second
+
+
+def test_a_ref_remembers_the_last_result_of_a_stage_of_any_name(store: LocalStore) -> None:
+    stage = f"pretrain[source.uri=/a/../b 'é', {'x' * 300}]"
+    for number in (0, 1):
+        result = make_artifact(store, number)
+        store.set_ref("tests", stage, result)
+    assert store.get_ref("tests", stage) == result
+    assert store.get_ref("tests", "other") is None
+
+
+def test_a_uri_names_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "with space"
+    result = make_artifact(open_store(str(folder)))
+    assert open_store(open_store(str(folder)).uri).lookup(KIND, result.key) == result
+
+
+def test_other_schemes_are_refused_with_what_is_allowed() -> None:
+    with pytest.raises(SpecError, match="only folders are supported"):
+        open_store("s3://bucket/store")
+
+
+def test_a_store_of_another_layout_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "format.json").write_text('{"format": "vitrail-store/9"}')
+    with pytest.raises(UnreachableError, match="another layout"):
+        LocalStore(tmp_path)
+
+
+def test_a_place_that_cannot_be_written_is_unreachable(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    store = LocalStore(tmp_path / "file" / "store")
+    with pytest.raises(UnreachableError, match="cannot begin an artifact"):
+        store.begin(KIND, stage_record().key)
+
+
+def test_without_hard_links_the_first_commit_wins_all_the_same(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    first = make_artifact(store, content="first")
+    assert make_artifact(store, content="second") == first
+    assert store.verify(first) is None
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_one_sentence_and_nothing_is_published(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    record = stage_record()
+    attempt = store.begin(KIND, record.key)
+    write_files(attempt.path)
+
+    def full(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(DiskFullError, match="the disk or its quota is full") as caught:
+            store.commit(attempt, record, known_sha256={})
+    assert "bytes are left" in caught.value.what
+    assert "vitrail plan" in str(caught.value.hint)
+    assert store.lookup(KIND, record.key) is None
+    assert store.commit(attempt, record, known_sha256={}).attempt == attempt.path.parent.name
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    mount = shutil.which("mount") or "mount"
+    made = subprocess.run(
+        [mount, "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if made.returncode:
+        pytest.skip(f"no small disk can be mounted here: {made.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_is_really_full_leaves_no_result(tiny_disk: Path) -> None:
+    store = LocalStore(tiny_disk)
+    record = stage_record()
+    attempt = store.begin(KIND, record.key)
+    ballast = attempt.path / "ballast"
+    with pytest.raises(OSError, match="No space left"):
+        ballast.write_bytes(b"x" * 2**20)
+    with pytest.raises(DiskFullError):
+        store.commit(attempt, record, known_sha256={})
+    assert store.lookup(KIND, record.key) is None
+    ballast.unlink()
+    write_files(attempt.path, "c")
+    assert store.verify(store.commit(attempt, record, known_sha256={})) is None
+
+
+def _run(what: str, folder: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.store_processes", what, str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[3],
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_of_eight_processes_that_commit_one_key_at_once_exactly_one_wins(tmp_path: Path) -> None:
+    _run("race", tmp_path)
+
+
+def test_a_commit_killed_before_any_change_of_the_disk_is_invisible_or_whole(
+    tmp_path: Path,
+) -> None:
+    points = int(_run("crash", tmp_path))
+    assert points > 10
+
+
+def test_a_waiting_process_names_the_holder_and_goes_on_when_it_dies(tmp_path: Path) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-m", "tests.support.store_processes", "hold", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[3],
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "holding\n"
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        holder.kill()
+
+    with LocalStore(tmp_path, say=say).hold(KIND, stage_record().key):
+        pass
+    holder.wait()
+    holder.stdout.close()
+    assert len(said) == 1
+    assert f"process {holder.pid} on" in said[0]
+
+
+def test_a_key_can_be_held_again_after_its_release(store: LocalStore) -> None:
+    for _ in range(2):
+        with store.hold(KIND, stage_record().key):
+            pass
