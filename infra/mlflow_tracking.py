@@ -5,6 +5,7 @@ run for each process, and records a run that died by an exception as finished.
 """
 
 import contextlib
+import getpass
 import json
 import logging
 import os
@@ -27,6 +28,8 @@ _STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 _SERVERS = ("http", "https")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _MODEL_FOLDER = "model"
+_KIND_TAG = {"mlflow.experimentKind": "custom_model_development"}
+"""Without it MLflow's pages take the experiment for one of language models."""
 
 # MLflow's own limits: values of parameters and tags, entries of a call, digest of a dataset.
 _PARAM_CHARS, _TAG_CHARS = 6000, 8000
@@ -94,7 +97,12 @@ class MlflowTracker:
 
         One that is found takes the tags, and runs again if it had ended.
         """
-        ours = {"mlflow.runName": stage or run, "mlflow.source.name": "vitrail", _TAG_RUN: run}
+        ours = {
+            "mlflow.runName": stage or run,
+            "mlflow.source.name": "vitrail",
+            "mlflow.user": _user(),
+            _TAG_RUN: run,
+        }
         if stage is not None:
             ours[_TAG_STAGE] = stage
         if parent_id is not None:
@@ -190,7 +198,9 @@ class MlflowTracker:
         found = self._client.get_experiment_by_name(name)
         if found is None:
             place = (artifact_root.absolute() / name).as_uri() if artifact_root else None
-            return str(self._client.create_experiment(name, artifact_location=place))
+            return str(
+                self._client.create_experiment(name, artifact_location=place, tags=_KIND_TAG)
+            )
         if found.lifecycle_stage == "deleted":
             self._client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
@@ -292,6 +302,13 @@ def ui_command(uri: str, *, artifact_root: Path, port: int) -> list[str]:
 def ui_environment() -> dict[str, str]:
     """Variables that keep the server small, and from sending anything elsewhere."""
     return dict(_ENVIRONMENT)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())  # containers run under ids that have no name
 
 
 def _import_mlflow() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -94,8 +95,14 @@ def show_plan(target: Target, *, selected: Selected, output: str) -> bool:
     else:
         print_plan(document)
         if _pending(planned):
-            stdout().print(f"next: vitrail run {target.spec}", markup=False)
+            stdout().print(f"next: {_as_run_command()}", markup=False)
     return _pending(planned)
+
+
+def _as_run_command() -> str:
+    """The `plan` command that was given, as the `run` that would follow it."""
+    words = [word for word in sys.argv[1:] if word != "--detailed-exitcode"]
+    return shlex.join(["vitrail", *("run" if word == "plan" else word for word in words)])
 
 
 def plan_document(

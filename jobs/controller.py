@@ -186,7 +186,7 @@ class _Run:
     def _emit(self, event: Event) -> None:
         self.folder.append(event)
         if event.type == "stage_started" and event.stage:
-            self.view.stage_started(event.stage, event.metrics_path)
+            self.view.stage_started(event.stage)
         elif event.type == "stage_finished" and event.stage:
             self.view.stage_ended(event.stage, event.status or "ended", event.message)
         elif event.type == "log" and event.message:

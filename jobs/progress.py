@@ -1,6 +1,5 @@
 """What a person sees while a run goes on: a live table on a terminal, plain lines elsewhere."""
 
-import json
 import time
 from pathlib import Path
 from types import TracebackType
@@ -13,9 +12,6 @@ from rich.table import Table
 
 from jobs.console import is_terminal, stderr
 from jobs.stage_task import append_line
-
-_SAY_SECONDS = 10.0
-"""Time between two lines on a training, where nothing can be drawn over."""
 
 
 class LogTail:
@@ -47,10 +43,8 @@ class RunView:
         self._console = stderr()
         self._log = log
         self._tail = LogTail(log)
-        self._said_at: dict[str, float] = {}
         self._began = time.monotonic()
         self._running: dict[str, tuple[float, str]] = {}
-        self._curves: dict[str, LogTail] = {}
         self._live: Live | None = None
         if is_terminal():
             self._live = Live(console=self._console, transient=True, auto_refresh=False)
@@ -72,17 +66,14 @@ class RunView:
         if self._live:
             self._live.stop()
 
-    def stage_started(self, stage: str, metrics_path: str | None) -> None:
-        """A stage has begun; its training curve, if it draws one, is followed."""
+    def stage_started(self, stage: str) -> None:
+        """A stage has begun."""
         self._running[stage] = (time.monotonic(), "")
-        if metrics_path:
-            self._curves[stage] = LogTail(Path(metrics_path))
         self.say(f"{stage}: started")
 
     def stage_ended(self, stage: str, status: str, message: str | None = None) -> None:
         """A stage has ended."""
         began, _ = self._running.pop(stage, (time.monotonic(), ""))
-        self._curves.pop(stage, None)
         tail = f": {message}" if message else ""
         self.say(f"{stage}: {status} after {time.monotonic() - began:.1f} s{tail}")
 
@@ -99,23 +90,8 @@ class RunView:
             else:
                 stamp = f"{time.monotonic() - self._began:7.1f} s  "
                 self._console.print(stamp + text, markup=False)
-        self._read_curves()
         if self._live:
             self._live.update(self._table(), refresh=True)
-
-    def _read_curves(self) -> None:
-        """Say how far each training is: at once on a terminal, now and then in the log."""
-        now = time.monotonic()
-        for stage, curve in self._curves.items():
-            points = [json.loads(line) for line in curve.new_lines()]
-            losses = [point for point in points if point["key"] == "train/loss"]
-            if not losses or stage not in self._running:
-                continue
-            said = f"step {losses[-1]['step']}, loss {losses[-1]['value']:.4f}"
-            self._running[stage] = (self._running[stage][0], said)
-            if not self._live and now - self._said_at.get(stage, now - 60) >= _SAY_SECONDS:
-                self._said_at[stage] = now
-                self.say(f"{stage}: {said}")
 
     def _table(self) -> Table:
         drawn = Table.grid(padding=(0, 2))

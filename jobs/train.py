@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from infra.worker_gang import Gang, run_gang
 from jobs.stage import StageOutput, StageTools
 from jobs.train_worker import (
@@ -17,13 +19,14 @@ from jobs.train_worker import (
     run_in_gang,
 )
 from pipeline.training.loop import Watch
+from pipeline.training.search import Bench, run_search, trial_optim
 from schemas.checkpoint import MODEL_FILE, SavedModel
 from schemas.experiment import STAGE_KINDS
 from schemas.model import ViTSpec
 from schemas.report import SearchReport
 from schemas.runs import StageRequest
 from schemas.spec import canonical_json
-from schemas.training import DurationSpec, FinetuneSpec, PretrainSpec, ResourcesSpec
+from schemas.training import DurationSpec, FinetuneSpec, PretrainSpec, ResourcesSpec, SearchSpec
 
 GANG_NOTES = "ray"
 SEARCH_FILE = "search.json"
@@ -41,10 +44,9 @@ def run(request: StageRequest, tools: StageTools) -> StageOutput:
         VitrailError: What a training process found wrong.
     """
     plan = _plan(request, tools)
-    search = getattr(plan.spec, "search", None)
     figures: dict[str, float] = {}
-    if search is not None:
-        report = _search(plan, tools)
+    if isinstance(plan.spec, FinetuneSpec) and plan.spec.search is not None:
+        report = _search(plan, tools, plan.spec, plan.spec.search)
         plan = _with_best(plan, report)
         figures = _search_figures(report)
         tools.metrics.log(figures, step=0)
@@ -81,21 +83,17 @@ def resolve_model(
     return saved.spec.revise(num_classes=num_classes, image_px=sides)
 
 
-def _search(plan: TrainPlan, tools: StageTools) -> SearchReport:
-    import torch
-
-    from pipeline.training.search import Bench, run_search
-
-    assert isinstance(plan.spec, FinetuneSpec), "only fine-tuning searches"
-    assert plan.spec.search is not None
-    prepare_torch(plan.spec.resources.threads)
+def _search(
+    plan: TrainPlan, tools: StageTools, spec: FinetuneSpec, search: SearchSpec
+) -> SearchReport:
+    prepare_torch(spec.resources.threads)
     bench = Bench(
-        spec=plan.spec,
-        search=plan.spec.search,
+        spec=spec,
+        search=search,
         split=open_data(plan.request)[1],
         new_model=lambda: initial_model(plan),
         seed=plan.request.seed,
-        device=torch.device("cuda" if plan.spec.resources.gpus_per_worker else "cpu"),
+        device=torch.device("cuda" if spec.resources.gpus_per_worker else "cpu"),
     )
     watch = Watch(stop=tools.stop, say=tools.say)
     report = run_search(bench, plan.progress / SEARCH_JOURNAL, watch)
@@ -105,8 +103,6 @@ def _search(plan: TrainPlan, tools: StageTools) -> SearchReport:
 
 def _with_best(plan: TrainPlan, report: SearchReport) -> TrainPlan:
     """The plan with the rate and the steps that won."""
-    from pipeline.training.search import trial_optim
-
     best = report.trials[report.chosen]
     optim = trial_optim(plan.spec.optim, best.peak_lr, best.steps)
     duration = DurationSpec(steps=best.steps)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.utils.deterministic
 
 from infra.metric_segments import SegmentLog
 from jobs.stage_task import METRICS_FILE, PauseFile, append_line, log_path
@@ -85,7 +86,7 @@ def prepare_torch(threads: int) -> None:
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
     # Filling every new buffer would only cost time: nothing here reads what it has not written.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch sets it by a module class
 
 
 def engine_spec(plan: TrainPlan, device: torch.device) -> EngineSpec:

@@ -85,6 +85,7 @@ class TrainingRow(Spec):
     steps: Semantic[int | None]
     """Last logged step; None where no log stands beside the artifact."""
     last_loss: Semantic[float | None]
+    """In nats; None also where it was not finite."""
 
 
 class SearchTrial(Spec):

@@ -79,8 +79,10 @@ class _Controller:
     announced: set[str] = field(default_factory=set)
     """Stages whose begin was told and whose end was not."""
     tries: Counter[str] = field(default_factory=Counter)
-    remade: set[str] = field(default_factory=set)
-    """Stages whose damaged artifact was discarded; a second time is a failure."""
+    remade: dict[str, str] = field(default_factory=dict)
+    """Stage -> its damaged artifact, discarded; a second time is a failure."""
+    excused: set[str] = field(default_factory=set)
+    """Stages that were reading such an artifact meanwhile: they may stumble over it too."""
     paused: bool = False
 
     def run(self) -> tuple[StageOutcome, ...]:
@@ -102,15 +104,20 @@ class _Controller:
         """Remember what is at hand; forget what an input that was made again has outdated."""
         node, result = entry.node, entry.result
         if result is None:
-            if node.name in self.known:
-                del self.known[node.name], self.outcomes[node.name]
-        elif node.name not in self.known:
-            self.known[node.name] = result
-            if entry.decision.action == "reuse":
-                self.facts.store.set_ref(self.facts.experiment, node.name, result)
-                self.outcomes[node.name] = _outcome(node, "reused", result)
-                text = f"{node.name}: reused {result.artifact}, {entry.decision.reason}"
-                self._log(node, text)
+            if self.known.pop(node.name, None) is not None:
+                self.outcomes.pop(node.name, None)
+            return
+        told = node.name in self.outcomes and self.known.get(node.name) == result
+        self.known[node.name] = result
+        if entry.decision.action == "reuse" and not told:
+            self._remember(node, result)
+            self.outcomes[node.name] = _outcome(node, "reused", result)
+            self._log(node, f"{node.name}: reused {result.artifact}, {entry.decision.reason}")
+
+    def _remember(self, node: StageNode, result: StageResult) -> None:
+        store, experiment = self.facts.store, self.facts.experiment
+        if store.get_ref(experiment, node.name) != result:  # a write is slower than a look
+            store.set_ref(experiment, node.name, result)
 
     def _start_ready(self, planned: tuple[Planned, ...]) -> None:
         for entry in planned:
@@ -176,13 +183,13 @@ class _Controller:
             self.paused = True
             self._stopped(node, request, "paused", ended)
         elif isinstance(ended, InfrastructureError) and self.tries[node.name] <= MAX_RETRIES:
-            self._log(node, f"{node.name}: tried again, {ended.what}")
+            self._log(node, f"{node.name}: to be tried again, {ended.what}")
         elif not (isinstance(ended, IntegrityError) and self._make_again(node, ended)):
             self._stopped(node, request, "failed", ended)
 
     def _succeeded(self, node: StageNode, request: StageRequest, result: StageResult) -> None:
         self.known[node.name] = result
-        self.facts.store.set_ref(self.facts.experiment, node.name, result)
+        self._remember(node, result)
         self.outcomes[node.name] = _outcome(node, "ran", result)
         browsed = node.kind not in _DATA_KINDS  # nobody wants a corpus in the tracker
         self.announced.discard(node.name)
@@ -216,25 +223,33 @@ class _Controller:
                 datasets=datasets,
             )
 
-    def _make_again(self, consumer: StageNode, error: IntegrityError) -> bool:
-        """Discard the damaged artifacts that `error` names, if they are upstream of `consumer`."""
-        upstream = self.graph.upstream([consumer.name]) - {consumer.name}
+    def _make_again(self, reader: StageNode, error: IntegrityError) -> bool:
+        """Discard the artifacts that `error` calls damaged, if they are upstream of `reader`.
+
+        False if there is nothing to be made again: then the error is the failure of `reader`.
+        """
+        if reader.name in self.excused:
+            self.excused.discard(reader.name)
+            return any(artifact in str(error) for artifact in self.remade.values())
+        upstream = self.graph.upstream([reader.name]) - {reader.name}
         damaged = {
-            name for name in upstream & set(self.known) if self.known[name].artifact in str(error)
+            name: self.known[name]
+            for name in sorted(upstream & set(self.known))
+            if self.known[name].artifact in str(error)
         }
-        if not damaged or damaged & self.remade:
+        if not damaged or damaged.keys() & self.remade.keys():
             return False
-        for name in sorted(damaged):
-            self._log(
-                self.graph.node(name),
-                f"{name}: made again, {consumer.name} found it damaged: {error.what}",
-            )
-            self.facts.store.discard(self.known.pop(name), f"damaged: {error.what}")
+        for name, result in damaged.items():
+            text = f"{name}: made again, {reader.name} found it damaged: {error.what}"
+            self._log(self.graph.node(name), text)
+            self.facts.store.discard(result, f"damaged: {error.what}")
+            del self.known[name]
             self.outcomes.pop(name, None)
-        self.remade |= damaged
+            self.remade[name] = result.artifact
+        self.excused |= self.in_flight & self.graph.downstream(damaged)
         # What is damaged has to be made again even if it was not selected.
-        names = self.chosen.names | self.graph.upstream(damaged)
-        self.chosen = Chosen(names, self.chosen.forced - damaged)
+        names = self.graph.upstream(self.chosen.names)
+        self.chosen = Chosen(names, self.chosen.forced - damaged.keys())
         return True
 
     def _summary(self, planned: tuple[Planned, ...]) -> tuple[StageOutcome, ...]:

@@ -31,7 +31,7 @@ from pipeline.data.seal import BuildResult, Pieces, RejectionRow, seal
 from pipeline.data.sources import check, list_units, split_names
 from pipeline.data.staging import BuildTools, Progress, Staging, write_json
 from pipeline.data.tree import class_folders
-from schemas.data import IngestSpec, SelectSpec, SourceSpec
+from schemas.data import HoldBackSpec, IngestSpec, SelectSpec, SourceSpec
 from schemas.errors import DataError, SpecError
 from schemas.experiment import nearest
 from schemas.spec import digest_of, semantic_fields
@@ -107,7 +107,7 @@ def resolve_classes(select: SelectSpec, found: set[str]) -> tuple[str, ...]:
     """The class names in the order of their labels.
 
     Raises:
-        SpecError: If the spec names a class that was not found.
+        SpecError: If the spec names a class that was not found, or holds back too many.
     """
     for field_name, names in (
         ("classes", select.classes or ()),
@@ -118,7 +118,22 @@ def resolve_classes(select: SelectSpec, found: set[str]) -> tuple[str, ...]:
                 raise _unknown(f"select.{field_name}", name, sorted(found))
     if select.classes is not None:
         return select.classes
+    if select.hold_back is not None:
+        return _drawn(select.hold_back, found)
     return tuple(sorted(found - set(select.exclude_classes)))
+
+
+def _drawn(spec: HoldBackSpec, found: set[str]) -> tuple[str, ...]:
+    """One side of the draw of classes: those whose keyed hashes are smallest are held back."""
+    if spec.num_classes >= len(found):
+        raise SpecError(
+            f"select.hold_back.num_classes is {spec.num_classes}, but the source has "
+            f"{len(found)} classes; at least one must be left",
+            where="select.hold_back.num_classes",
+        )
+    ranked = sorted(found, key=lambda name: digest_of(["hold_back", spec.seed, name]))
+    held = set(ranked[: spec.num_classes])
+    return tuple(sorted(held if spec.keep == "held_back" else found - held))
 
 
 def _unknown(where: str, name: str, allowed: list[str]) -> SpecError:

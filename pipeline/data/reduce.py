@@ -219,4 +219,6 @@ def _shard_schema() -> pa.Schema:
         for field in RECORD
     }
     note = canonical_json({"info": {"features": features}})
-    return RECORD.with_metadata({"huggingface": note})
+    # `datasets` knows a picture only where the column may be null.
+    fields = [field.with_nullable(True) if field.name == "image" else field for field in RECORD]  # noqa: FBT003
+    return pa.schema(fields, metadata={"huggingface": note})

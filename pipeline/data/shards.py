@@ -304,7 +304,7 @@ class _MappedShard:
             raise IntegrityError(f"{path} {have}; {size_bytes} bytes were written")
         try:
             self.reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OSError) as error:
             raise IntegrityError(f"{path} is not what was written: {error}") from error
         self._batches: dict[int, pa.RecordBatch] = {}
 
@@ -312,7 +312,7 @@ class _MappedShard:
         batch = self._batch(row // ROWS_PER_BATCH)
         place = row % ROWS_PER_BATCH
         image = batch["image"].field("bytes")[place].as_py()
-        if checksum(image) != batch["crc32c"][place].as_py():
+        if image is None or checksum(image) != batch["crc32c"][place].as_py():
             raise IntegrityError(f"row {row} of {self._path} is not what was written")
         return Row(
             uid=batch["uid"][place].as_py(),
@@ -334,7 +334,7 @@ class _MappedShard:
             try:
                 batch = self.reader.get_batch(index)
                 batch.validate(full=True)  # a damaged offset must not lead outside the file
-            except pa.ArrowException as error:
+            except (pa.ArrowException, OSError) as error:
                 raise IntegrityError(f"{self._path} is not what was written: {error}") from error
             self._batches[index] = batch
         return batch

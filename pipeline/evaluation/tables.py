@@ -1,6 +1,7 @@
 """The rows of a report, read from the artifacts of other stages."""
 
 import hashlib
+import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -108,13 +109,9 @@ def read_points(source: InputArtifact) -> Points:
 
 def training_row(source: InputArtifact, points: Points) -> TrainingRow:
     """Where a training ended."""
-    losses = points.get("train/loss")
-    return TrainingRow(
-        stage=source.stage,
-        kind=source.kind,
-        steps=losses[-1][0] if losses else None,
-        last_loss=losses[-1][1] if losses else None,
-    )
+    step, loss = points.get("train/loss", [(None, math.nan)])[-1]
+    last_loss = loss if math.isfinite(loss) else None
+    return TrainingRow(stage=source.stage, kind=source.kind, steps=step, last_loss=last_loss)
 
 
 def search_rows(source: InputArtifact) -> tuple[SearchRow, ...]:

@@ -62,7 +62,8 @@ class Attention(nn.Module):
         return mixed_BND
 
     def _split(self, tokens_BND: Tensor) -> Tensor:
-        return tokens_BND.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        batch, tokens, _ = tokens_BND.shape
+        return tokens_BND.view(batch, tokens, self.num_heads, -1).transpose(1, 2)
 
 
 class Block(nn.Module):
@@ -81,7 +82,8 @@ class Block(nn.Module):
         """One step of the encoder: [B, N, D] -> [B, N, D]."""
         tokens_BND = tokens_BND + self.attention(self.norm1(tokens_BND))
         hidden = self.gelu(self.dense1(self.norm2(tokens_BND)))
-        return tokens_BND + self.dense2(hidden)
+        out_BND: Tensor = tokens_BND + self.dense2(hidden)
+        return out_BND
 
 
 class ViT(nn.Module):
@@ -101,7 +103,7 @@ class ViT(nn.Module):
 
     def forward_features(self, pixels_BCHW: Tensor) -> Tensor:
         """Normalised pixels [B, C, H, W] -> one feature vector for each image, [B, D]."""
-        tokens_BND = self.patch(patchify(pixels_BCHW, self.spec.patch_px))
+        tokens_BND: Tensor = self.patch(patchify(pixels_BCHW, self.spec.patch_px))
         if self.class_token is not None:
             class_B1D = self.class_token.expand(len(tokens_BND), 1, -1)
             tokens_BND = torch.cat([class_B1D.to(tokens_BND.dtype), tokens_BND], dim=1)

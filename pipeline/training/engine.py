@@ -109,7 +109,7 @@ class TorchEngine:
             loss = self._loss(batch) / len(micro_batches)
             loss.backward()  # type: ignore[no-untyped-call]  # torch's own gap
             total += loss.detach()
-        return total.item()
+        return float(total)
 
     def step(self, learning_rate: float) -> float:
         """See `Engine`."""
@@ -123,7 +123,7 @@ class TorchEngine:
         """See `Engine`."""
         self.model.eval()
         with torch.no_grad():
-            return self._loss(batch).item()
+            return float(self._loss(batch))
 
     def _loss(self, batch: LabelledBatch) -> Tensor:
         with autocast(self.spec):
@@ -170,7 +170,7 @@ def clip_gradients(model: torch.nn.Module, clip_norm: float | None) -> float:
         scale = torch.clamp(clip_norm / (norm + CLIP_EPS), max=1.0)
         for gradient in gradients:
             gradient.mul_(scale)
-    return norm.item()
+    return float(norm)
 
 
 def autocast(spec: EngineSpec) -> torch.autocast:

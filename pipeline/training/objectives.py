@@ -17,12 +17,12 @@ class LabelledBatch(Protocol):
     """Decoded images with their labels, as a loader yields them."""
 
     @property
-    def pixels_BHWC(self) -> np.ndarray[Any, Any]:
+    def pixels_BHWC(self) -> np.ndarray[Any, Any]:  # noqa: N802 - arrays carry their axes
         """Bytes, 0..255."""
         ...
 
     @property
-    def label_B(self) -> np.ndarray[Any, Any]:
+    def label_B(self) -> np.ndarray[Any, Any]:  # noqa: N802
         """Class indices, int64."""
         ...
 
@@ -30,7 +30,9 @@ class LabelledBatch(Protocol):
 class Objective(Protocol):
     """Mean loss of a batch, with the graph for its gradient."""
 
-    def __call__(self, model: Callable[[Tensor], Tensor], batch: LabelledBatch) -> Tensor: ...
+    def __call__(self, model: Callable[[Tensor], Tensor], batch: LabelledBatch) -> Tensor:
+        """A scalar in fp32; `model` maps normalised pixels to logits."""
+        ...
 
 
 @dataclass(frozen=True)

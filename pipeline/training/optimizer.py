@@ -16,7 +16,8 @@ def parameter_groups(model: nn.Module, optim: OptimSpec) -> list[dict[str, Any]]
 
     Every parameter is in exactly one; the order inside a group is that of the model.
     """
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (decayed if is_decayed(name) else plain).append(parameter)
     return [

@@ -50,5 +50,4 @@ def total_steps(duration: DurationSpec, steps_per_epoch: int) -> int:
         )
     if duration.steps is not None:
         return duration.steps
-    assert duration.epochs is not None, "DurationSpec holds exactly one of the two"
-    return max(1, round(duration.epochs * steps_per_epoch))
+    return max(1, round((duration.epochs or 0.0) * steps_per_epoch))

@@ -147,7 +147,7 @@ class DeepSpeedEngine:
             total += loss.detach()
         total /= len(micro_batches) * self.world_size
         dist.all_reduce(total)
-        return total.item()
+        return float(total)
 
     def step(self, learning_rate: float) -> float:
         """See `Engine`."""
@@ -162,7 +162,7 @@ class DeepSpeedEngine:
         engine = self._engine
         engine.eval()
         with torch.no_grad():
-            return self.spec.objective(engine, batch).item()
+            return float(self.spec.objective(engine, batch))
 
     def state(self) -> Iterator[tuple[str, ParameterState]]:
         """See `Engine`."""

@@ -18,7 +18,7 @@ _START_SECONDS = 120.0
 
 
 class MlflowServer:
-    """Serves the SQLite file and the artifact folder of one workspace, by `vitrail ui`'s command."""
+    """Serves the SQLite file and artifacts of one workspace, by the command of `vitrail ui`."""
 
     def __init__(self, workspace: Path) -> None:
         """Take a port; nothing is started."""

@@ -13,7 +13,7 @@ from schemas.stage import StageSpec
 from tests.support.pools import NoStop, SerialPool
 
 
-@dataclass(frozen=True)
+@dataclass
 class FolderAttempt:
     """An attempt that is never committed."""
 

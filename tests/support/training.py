@@ -29,8 +29,8 @@ KEY = "a" * 64
 
 @dataclass(frozen=True)
 class FakeBatch:
-    pixels_BHWC: np.ndarray
-    label_B: np.ndarray
+    pixels_BHWC: np.ndarray  # noqa: N815 - arrays carry their axes in their names
+    label_B: np.ndarray  # noqa: N815
 
 
 class FakeLoader:

@@ -88,7 +88,9 @@ def test_failed_machinery_is_tried_again_twice(world: World, times: int, status:
     assert world.runner.ran.count("pixels") == 3
     assert len(world.told("stage_started", "pixels")) == 1
     assert len(world.told("stage_finished", "pixels")) == 1
-    assert any("tried again" in (event.message or "") for event in world.told("log", "pixels"))
+    assert any(
+        "to be tried again" in (event.message or "") for event in world.told("log", "pixels")
+    )
 
 
 def test_other_failures_are_not_tried_again(world: World) -> None:
@@ -151,6 +153,28 @@ def test_a_damaged_input_is_made_again_although_it_is_not_selected(world: World)
     outcomes = world.run(graph_of("pixels.image_px=4"), Selection(only=("pixels",)))
     assert world.runner.ran == ["pixels", "pets", "pixels"]
     assert statuses(outcomes, ["pets", "pixels", "report"]) == ["ran", "ran", "skipped"]
+
+
+def test_a_chain_of_unselected_stages_is_made_again_as_far_as_needed(world: World) -> None:
+    corpus = world.run(graph_of())["corpus"].artifact
+    world.runner.failures["pretrain"] = [IntegrityError(f"shards of {corpus} are damaged")]
+    world.runner.content = lambda request: f"other {request.key}"
+    changed = graph_of("pretrain.optim.peak_lr=1")
+    outcomes = world.run(changed, Selection(only=("pretrain",)))
+    assert world.runner.ran == ["pretrain", "corpus", "clean", "pretrain"]
+    assert statuses(outcomes) == [
+        *("ran", "reused", "ran", "ran", "skipped", "skipped", "skipped", "skipped")
+    ]
+
+
+def test_two_readers_of_one_damaged_input_make_it_again_together(world: World) -> None:
+    pets = world.run(graph_of())["pets"].artifact
+    for reader in ("pixels", "clean"):
+        world.runner.failures[reader] = [IntegrityError(f"{pets} is damaged")]
+    outcomes = world.run(graph_of("pixels.image_px=4", "clean.max_hamming_bits=5"))
+    assert world.runner.ran.count("pets") == 1
+    assert statuses(outcomes, ["pets", "pixels", "clean"]) == ["ran", "ran", "ran"]
+    assert len(world.store.discarded) == 1
 
 
 def test_readers_of_an_input_that_was_made_again_otherwise_run_again(world: World) -> None:

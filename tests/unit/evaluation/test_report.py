@@ -124,6 +124,14 @@ def test_variants_get_means_and_paired_differences(tmp_path: Path) -> None:
     assert "accuracy accuracy-scratch +2.0 -2.3 to +6.3 3 not told apart" in text
 
 
+def test_a_training_that_diverged_is_shown(tmp_path: Path) -> None:
+    losses = [*CURVE, (4, float("nan"))]
+    document = make(tmp_path / "out", [trained(tmp_path, "pretrain", "pretrain", losses=losses)])
+    (row,) = document.training
+    assert (row.steps, row.last_loss) == (4, None)
+    assert (tmp_path / "out" / "figures" / "loss.png").exists()
+
+
 def test_a_search_is_shown_with_its_winner(tmp_path: Path) -> None:
     source = trained(tmp_path, "transfer", "finetune", losses=CURVE)
     trials = [
