@@ -28,8 +28,8 @@ _STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 _SERVERS = ("http", "https")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _MODEL_FOLDER = "model"
-_KIND_TAG = {"mlflow.experimentKind": "custom_model_development"}
-"""Without it MLflow's pages take the experiment for one of language models."""
+_VIEW = "workflowType=machine_learning"
+"""Without it MLflow's pages show the side bar for language models, and no training runs."""
 
 # MLflow's own limits: values of parameters and tags, entries of a call, digest of a dataset.
 _PARAM_CHARS, _TAG_CHARS = 6000, 8000
@@ -192,15 +192,13 @@ class MlflowTracker:
         """Where a browser shows the run: the server, or where `vitrail ui` would serve it."""
         is_server = self._uri.startswith(_SERVERS)
         base = _without_password(self._uri).rstrip("/") if is_server else ui_address(UI_PORT)
-        return f"{base}/#/experiments/{self._experiment_id}/runs/{run_id}"
+        return f"{base}/#/experiments/{self._experiment_id}/runs/{run_id}?{_VIEW}"
 
     def _find_experiment(self, name: str, artifact_root: Path | None) -> str:
         found = self._client.get_experiment_by_name(name)
         if found is None:
             place = (artifact_root.absolute() / name).as_uri() if artifact_root else None
-            return str(
-                self._client.create_experiment(name, artifact_location=place, tags=_KIND_TAG)
-            )
+            return str(self._client.create_experiment(name, artifact_location=place))
         if found.lifecycle_stage == "deleted":
             self._client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)

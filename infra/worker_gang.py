@@ -5,6 +5,7 @@ Nothing is reported to Ray Train as a checkpoint: a restarted gang finds its own
 
 import os
 import secrets
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,23 +104,25 @@ def _fit(
     """Rank 0's answer from one start of the gang."""
     import_ray()
     os.environ.update(_QUIET)
-    from ray.train import ControllerError, WorkerGroupError
-    from ray.train.torch import TorchConfig, TorchTrainer
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray's parts warn of each other
+        from ray.train import ControllerError, WorkerGroupError
+        from ray.train.torch import TorchConfig, TorchTrainer
 
-    trainer = TorchTrainer(
-        _InWorker(function),
-        train_loop_config=config,
-        torch_config=TorchConfig(backend="nccl" if gang.gpus_per_worker else "gloo"),
-        scaling_config=_scaling(gang),
-        run_config=_run_config(gang),
-    )
-    try:
-        answer: dict[str, Any] | PausedError = trainer.fit().return_value
-    except WorkerGroupError as error:
-        raise _verdict(error.worker_failures) from None
-    except ControllerError as error:
-        raise _LostError(_first_line(error.controller_failure)) from error
-    return answer
+        trainer = TorchTrainer(
+            _InWorker(function),
+            train_loop_config=config,
+            torch_config=TorchConfig(backend="nccl" if gang.gpus_per_worker else "gloo"),
+            scaling_config=_scaling(gang),
+            run_config=_run_config(gang),
+        )
+        try:
+            answer: dict[str, Any] | PausedError = trainer.fit().return_value
+        except WorkerGroupError as error:
+            raise _verdict(error.worker_failures) from None
+        except ControllerError as error:
+            raise _LostError(_first_line(error.controller_failure)) from error
+        return answer
 
 
 def _scaling(gang: Gang) -> Any:

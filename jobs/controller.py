@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -79,7 +79,7 @@ def _nothing_to_do(
             StageOutcome(
                 name=name,
                 kind=entry.node.kind,
-                status="reused" if result is not None else "skipped",
+                status="reused" if entry.decision.action == "reuse" else "skipped",
                 key=entry.decision.key,
                 artifact=entry.decision.artifact,
                 seconds=0.0,
@@ -231,6 +231,9 @@ class _Run:
         from infra.ray_stages import RayStageRunner
 
         with (
+            # Ray's warnings come on stdout, which belongs to the data that a person asked for.
+            (self.folder.path / "ray.txt").open("a") as notes,
+            redirect_stdout(notes),
             _shipped_code(self.options.address) as code,
             cluster(self.options.address, code=code) as ray,
         ):

@@ -12,8 +12,7 @@ def run(request: StageRequest, tools: StageTools) -> StageOutput:
     sources = _in_order(request)
     document = write_report(
         tools.attempt.path,
-        title=spec.title or request.experiment,
-        experiment=request.experiment,
+        title=spec.title,
         sources=sources,
     )
     for note in document.notes:

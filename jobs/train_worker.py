@@ -1,7 +1,9 @@
 """What every training process runs: build the engine, run the one loop, write the model."""
 
 import importlib.metadata
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +61,8 @@ def open_data(request: StageRequest) -> tuple[ShardSet, Split]:
 
 def run_in_gang(config: dict[str, Any]) -> dict[str, Any]:
     """One process of the training world, inside its torch process group."""
-    from pipeline.training.zero import DeepSpeedEngine, ZeroSpec
+    with _hidden("mlflow"):  # DeepSpeed's tuner would load it: seconds and memory in every worker
+        from pipeline.training.zero import DeepSpeedEngine, ZeroSpec
 
     plan: TrainPlan = config["plan"]
     prepare_torch(plan.spec.resources.threads)
@@ -74,6 +77,19 @@ def run_in_gang(config: dict[str, Any]) -> dict[str, Any]:
     return run_plan(plan, DeepSpeedEngine(initial_model(plan), engine_spec(plan, device), zero))
 
 
+@contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """Make `import module` fail inside the block, unless it has been imported before."""
+    hides = module not in sys.modules
+    if hides:
+        sys.modules[module] = None  # type: ignore[assignment]  # Python's own way to say so
+    try:
+        yield
+    finally:
+        if hides:
+            del sys.modules[module]
+
+
 def run_alone(plan: TrainPlan) -> dict[str, Any]:
     """The single-process reference engine, in this very process."""
     prepare_torch(plan.spec.resources.threads)
@@ -83,6 +99,9 @@ def run_alone(plan: TrainPlan) -> dict[str, Any]:
 
 def prepare_torch(threads: int) -> None:
     """Same counts, same threads, same bits."""
+    # Small models make thousands of short calls a second; at the default of 5 ms the threads that
+    # decode would keep the interpreter from the training thread for longer than a step takes.
+    sys.setswitchinterval(1e-4)
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
     # Filling every new buffer would only cost time: nothing here reads what it has not written.

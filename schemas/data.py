@@ -143,3 +143,4 @@ class FilterSpec(StageSpec):
         "against": ("ingest", "filter"),
     }
     default_splits: ClassVar[dict[str, str]] = {"data": "train"}
+    shows_names: ClassVar[bool] = True

@@ -50,13 +50,14 @@ class ReportSpec(StageSpec):
 
     kind: Semantic[Literal["report"]] = "report"
     of: Input[tuple[str, ...]] = Field(min_length=1)
-    title: Semantic[str | None] = None
+    title: Semantic[str] = "Report"
 
     revision: ClassVar[int] = 1
     libraries: ClassVar[tuple[str, ...]] = ("jinja2", "matplotlib")
     ports: ClassVar[dict[str, tuple[str, ...]]] = {
         "of": ("ingest", "filter", "pretrain", "finetune", "evaluate", "baseline"),
     }
+    shows_names: ClassVar[bool] = True
 
 
 class Accuracy(Spec):

@@ -121,7 +121,6 @@ class ReportDocument(Spec):
 
     schema_version: Semantic[Literal[1]] = 1
     title: Semantic[str]
-    experiment: Semantic[str]
     notes: Semantic[tuple[str, ...]]
     """Sentences that a reader must not miss."""
     accuracies: Semantic[tuple[AccuracyRow, ...]]

@@ -46,6 +46,8 @@ class StageSpec(Spec):
     """Field that names stages -> the kinds it accepts."""
     default_splits: ClassVar[dict[str, str]] = {}
     """Port -> the split that is meant where the reference names none."""
+    shows_names: ClassVar[bool] = False
+    """Whether the names of the stages that it reads stand in what it makes; then they are keyed."""
 
     def inputs(self) -> dict[str, StageRef]:
         """Port -> the stage it reads; the ports of a list are numbered, `against[0]`."""

@@ -24,10 +24,7 @@ def key_record(
         fingerprint: Of the raw source, for a stage that has one.
         libraries: Distribution -> version, for the distributions that shape the stage's bytes.
     """
-    inputs = {
-        port: f"{input_digests[port]}@{reference.split}" if reference.split else input_digests[port]
-        for port, reference in node.inputs.items()
-    }
+    inputs = {port: _input_text(node, port, input_digests[port]) for port in node.inputs}
     if fingerprint is not None:
         inputs["source"] = fingerprint
     return KeyRecord(
@@ -38,6 +35,18 @@ def key_record(
         libraries=dict(libraries),
         seed=node.seed if node.spec.uses_seed else None,
     )
+
+
+def _input_text(node: StageNode, port: str, digest: str) -> str:
+    """`[name=]digest[@split]`."""
+    stage, split = node.inputs[port]
+    named = f"{stage}={digest}" if node.spec.shows_names else digest
+    return f"{named}@{split}" if split else named
+
+
+def digest_in(text: str) -> str:
+    """The digest in one of a key record's inputs."""
+    return text.rpartition("=")[2].partition("@")[0]
 
 
 def diff(old: KeyRecord, new: KeyRecord) -> tuple[Change, ...]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pipeline.dag.graph import Graph, StageNode
-from pipeline.dag.keys import diff, key_record
+from pipeline.dag.keys import diff, digest_in, key_record
 from pipeline.dag.overrides import spec_path
 from pipeline.dag.selection import Chosen, Selection, choose
 from pipeline.ports import ArtifactStore
@@ -155,7 +155,7 @@ class _Planner:
         digests: dict[str, str] = {}
         for port, reference in node.inputs.items():
             found = self.done[reference.stage].result
-            unknown = before.get(port, f"what {reference.stage} makes").partition("@")[0]
+            unknown = digest_in(before.get(port, f"what {reference.stage} makes"))
             digests[port] = found.digest if found else unknown
         return key_record(
             node,

@@ -87,7 +87,7 @@ def prepare(data: bytes, spec: ImageSpec, *, hashes: bool) -> Prepared | Rejecti
     if not data:
         return Rejection("zero_byte", "the file has no bytes")
     try:
-        image: ImageFile.ImageFile = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = _open(data)
     except Exception as error:  # a decoder may raise anything
         return _refuse_by_error(error, otherwise="not_image")
     with image:
@@ -103,13 +103,13 @@ def prepare(data: bytes, spec: ImageSpec, *, hashes: bool) -> Prepared | Rejecti
 
 def decode(data: bytes) -> Pixels:
     """Stored bytes -> pixels_HWC."""
-    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+    with _open(data) as image:
         return np.asarray(image.convert("RGB"))
 
 
 def render(data: bytes, box: Box, size_hw: tuple[int, int]) -> Pixels:
     """Decode, cut out `box` and resize it to `size_hw`, as `resize` does -> pixels_HWC."""
-    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+    with _open(data) as image:
         return _resized(image.convert("RGB"), box, size_hw)
 
 
@@ -162,9 +162,13 @@ def tile(pictures: Sequence[tuple[Pixels, str]], *, columns: int, cell_px: int =
     return _encode(sheet, "png", quality=0)
 
 
+def _open(data: bytes) -> ImageFile.ImageFile:
+    Image.MAX_IMAGE_PIXELS = None  # our own limit is a spec's field, checked before decoding
+    return Image.open(io.BytesIO(data), formats=_FORMATS)
+
+
 def _quiet() -> None:
     """Make the codec's warnings silent: what they say is decided here, by header and by decode."""
-    Image.MAX_IMAGE_PIXELS = None  # our own limit is checked first, and is a spec's field
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 

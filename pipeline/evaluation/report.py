@@ -51,16 +51,14 @@ class Shown:
         return "data:image/png;base64," + base64.b64encode(self.file.read_bytes()).decode()
 
 
-def write_report(
-    folder: Path, *, title: str, experiment: str, sources: Sequence[InputArtifact]
-) -> ReportDocument:
+def write_report(folder: Path, *, title: str, sources: Sequence[InputArtifact]) -> ReportDocument:
     """Write page, document and figures into `folder`; tables are in the order of `sources`.
 
     Raises:
         IntegrityError: If an artifact lacks a document that its kind must have.
     """
     points = {it.stage: tables.read_points(it) for it in _of(sources, "pretrain", "finetune")}
-    document = _build(title, experiment, sources=sources, points=points)
+    document = _build(title, sources=sources, points=points)
     shown = (
         *_draw_accuracies(folder, document.accuracies),
         *_draw_curves(folder, points),
@@ -87,7 +85,6 @@ def render(document: ReportDocument, shown: Sequence[Shown]) -> str:
 
 def _build(
     title: str,
-    experiment: str,
     *,
     sources: Sequence[InputArtifact],
     points: dict[str, tables.Points],
@@ -97,7 +94,6 @@ def _build(
     trained = _of(sources, "pretrain", "finetune")
     return ReportDocument(
         title=title,
-        experiment=experiment,
         notes=tables.baseline_notes(rows),
         accuracies=rows,
         means=study.means(rows),

@@ -201,7 +201,9 @@ def test_a_run_has_an_address_for_browsers(
     parent, _ = open_both(tracker, run)
     base = mlflow_server.address if tracker._uri.startswith("http") else "http://127.0.0.1:5000"
     experiment = tracker._client.get_run(parent).info.experiment_id
-    assert tracker.run_url(parent) == f"{base}/#/experiments/{experiment}/runs/{parent}"
+    assert tracker.run_url(parent) == (
+        f"{base}/#/experiments/{experiment}/runs/{parent}?workflowType=machine_learning"
+    )
 
 
 def test_what_the_tracker_refuses_is_not_taken_for_its_absence(tracker: MlflowTracker) -> None:

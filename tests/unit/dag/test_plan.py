@@ -65,7 +65,7 @@ def test_a_waiting_stage_tells_an_input_that_it_did_not_have(made: World) -> Non
     decision = said(made, "clean", "clean.against=[pets@test, pets@train]", "pets.image.quality=80")
     (change,) = decision.decision.changes
     assert (change.field, change.before) == ("inputs.against[1]", None)
-    assert change.after == "what pets makes@train"
+    assert change.after == "pets=what pets makes@train"
 
 
 def test_many_changes_are_counted(made: World) -> None:

@@ -32,7 +32,7 @@ def everything(folder: Path) -> list[InputArtifact]:
 
 def make(folder: Path, sources: list[InputArtifact], title: str = "My title") -> ReportDocument:
     folder.mkdir()
-    return write_report(folder, title=title, experiment="exp", sources=sources)
+    return write_report(folder, title=title, sources=sources)
 
 
 def text_of(page: str) -> str:

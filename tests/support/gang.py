@@ -1,0 +1,49 @@
+"""What the processes of a test's gang do; importable by name in every worker."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from schemas.errors import DataError, PausedError
+
+
+def add_up(config: dict[str, Any]) -> dict[str, Any]:
+    """Prove the process group and the environment."""
+    rank = torch.distributed.get_rank()
+    total = torch.tensor([rank + 1.0])
+    torch.distributed.all_reduce(total)
+    return {"total": total.item(), "rank": rank, "said": os.environ.get("VITRAIL_TEST", "")}
+
+
+def refuse(config: dict[str, Any]) -> dict[str, Any]:
+    """One rank finds the data wrong while the other waits for it."""
+    if torch.distributed.get_rank() == 1:
+        raise DataError("the data is wrong", hint="look at it")
+    torch.distributed.barrier()
+    return {}
+
+
+def pause(config: dict[str, Any]) -> dict[str, Any]:
+    """All ranks agree to stop."""
+    raise PausedError("stopped on request after step 7 of 9")
+
+
+def die_once(config: dict[str, Any]) -> dict[str, Any]:
+    """The first gang loses a process without a word; the second one ends well."""
+    mark = Path(config["mark"])
+    rank = torch.distributed.get_rank()
+    if not mark.exists():
+        torch.distributed.barrier()
+        if rank == 1:
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        torch.distributed.barrier()
+    return {"rank": rank}
+
+
+def stumble(config: dict[str, Any]) -> dict[str, Any]:
+    """A bug in our own code."""
+    raise KeyError("no such thing")
