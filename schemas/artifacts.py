@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from schemas.manifest import LOCATION_FILE
 from schemas.spec import Semantic, Spec, digest_of
 
 KEY_SCHEMA = "stagekey/1"
@@ -52,7 +53,13 @@ class ArtifactManifest(Spec):
 
     def content_digest(self) -> str:
         """Identity of the artifact's content, whatever made it and when."""
-        return digest_of([[file.path, file.size_bytes, file.sha256] for file in self.files])
+        return digest_of(
+            [
+                [file.path, file.size_bytes, file.sha256]
+                for file in self.files
+                if not file.path.endswith(f"/{LOCATION_FILE}")  # says where, not what
+            ]
+        )
 
 
 class Environment(Spec):

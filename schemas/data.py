@@ -110,7 +110,7 @@ class IngestSpec(StageSpec):
     """Store perceptual hashes and thumbnails (32 px and up), for `filter` to find near copies."""
     max_rejected_ratio: Semantic[float] = Field(default=0.05, ge=0, le=1)
     """More rejections than this share of the files stops the build."""
-    shard_bytes: Semantic[int] = Field(default=96 * 2**20, ge=1)
+    shard_bytes: Semantic[int] = Field(default=96 * 2**20, ge=1, le=2**30)
     """About this many image bytes go into one shard."""
 
     revision: ClassVar[int] = 1

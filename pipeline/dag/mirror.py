@@ -124,15 +124,12 @@ class Mirror:
         return self.replay(final=True)
 
     def url(self) -> str | None:
-        """Where a browser shows the run; None while the tracker knows nothing of it."""
-        with self._lock:
-            parent_id = self._cursor.parent_id
-            if parent_id is None:
-                return None
-            try:
-                return self._connected().run_url(parent_id)
-            except UnreachableError:
-                return None
+        """Where a browser shows the run; None while this mirror has told the tracker nothing.
+
+        Never waits, not even for a delivery that hangs.
+        """
+        tracker, parent_id = self._tracker, self._cursor.parent_id
+        return None if tracker is None or parent_id is None else tracker.run_url(parent_id)
 
     def _deliver(self) -> None:
         for event, after in self._journal.read_events(self._cursor.event_offset):

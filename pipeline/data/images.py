@@ -8,12 +8,12 @@ import importlib.metadata
 import io
 import math
 import warnings
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFile, features
@@ -136,8 +136,9 @@ def phash(thumb: bytes) -> tuple[int, int]:
 
 
 def checksum(data: bytes) -> int:
-    """The checksum that guards stored image bytes in a record."""
-    return zlib.crc32(data)
+    """CRC-32C, the checksum that guards stored image bytes in a record."""
+    value: int = google_crc32c.value(data)
+    return value
 
 
 def encode_png(pixels: Pixels) -> bytes:

@@ -266,22 +266,21 @@ def test_a_new_database_is_made_without_a_word(tmp_path: Path, checkout: Path) -
 
 
 @pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[MlflowServer]:
-    """A server that a test may stop."""
-    server = MlflowServer(tmp_path)
-    server.start()
-    yield server
-    server.stop()
+def stoppable_server(mlflow_server: MlflowServer) -> Iterator[MlflowServer]:
+    """The session's server, which a test may stop; it runs again afterwards."""
+    yield mlflow_server
+    if not mlflow_server.is_running:
+        mlflow_server.start()
 
 
 def test_a_server_that_goes_and_comes_back_misses_nothing(
-    own_server: MlflowServer, tmp_path: Path
+    stoppable_server: MlflowServer, tmp_path: Path
 ) -> None:
     folder = new_run(tmp_path / "runs")
     said: list[str] = []
 
     def connect() -> MlflowTracker:
-        return MlflowTracker(own_server.address, artifact_root=None, experiment="tests")
+        return MlflowTracker(stoppable_server.address, artifact_root=None, experiment="tests")
 
     def new_mirror() -> Mirror:
         return Mirror(
@@ -296,14 +295,14 @@ def test_a_server_that_goes_and_comes_back_misses_nothing(
     mirror = new_mirror()
     assert mirror.replay()
     before = RunFolder(folder.path).load_cursor()
-    own_server.stop()
+    stoppable_server.stop()
     add_steps(log, range(10, 20))
     end_training(folder)
     assert not mirror.replay(final=True)
     assert not new_mirror().replay(final=True)
     assert RunFolder(folder.path).load_cursor() == before
     assert "cannot be reached" in said[0]
-    own_server.start()
+    stoppable_server.start()
     mirror = new_mirror()
     assert mirror.replay(final=True)
     _check_delivered(connect(), RunFolder(folder.path), mirror)

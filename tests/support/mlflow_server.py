@@ -29,6 +29,11 @@ class MlflowServer:
         self._log = workspace / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and not stopped."""
+        return self._process is not None
+
     def start(self) -> None:
         """Start it, and wait until it answers."""
         command = ui_command(self.uri, artifact_root=self.artifact_root, port=self._port)

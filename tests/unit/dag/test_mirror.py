@@ -1,3 +1,4 @@
+import threading
 import time
 from pathlib import Path
 
@@ -258,10 +259,31 @@ def test_the_thread_says_what_it_did_not_foresee_and_the_run_goes_on(folder: Run
     assert "not an event" in said[0]
 
 
-def test_the_thread_gives_up_at_its_deadline(folder: RunFolder) -> None:
+def test_the_thread_ends_undelivered_when_the_tracker_stays_away(folder: RunFolder) -> None:
     tracker = MemoryTracker()
     tracker.away = True
     begin_training(folder, steps=1)
     thread = MirrorThread(mirror_of(folder, tracker), interval_seconds=0.01, say=print)
     thread.start()
     assert not thread.stop(deadline_seconds=60)
+
+
+def test_a_tracker_that_hangs_holds_up_nobody(folder: RunFolder) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    class HangingTracker(MemoryTracker):
+        def log_params(self, run_id: str, params: dict[str, str]) -> None:
+            entered.set()
+            go_on.wait()
+            super().log_params(run_id, params)
+
+    begin_training(folder, steps=1)
+    mirror = mirror_of(folder, HangingTracker())
+    thread = MirrorThread(mirror, interval_seconds=0.01, say=print)
+    thread.start()
+    entered.wait()
+    assert not thread.stop(deadline_seconds=0.01)
+    assert mirror.url() is None
+    go_on.set()
+    assert thread.stop(deadline_seconds=60)
+    assert mirror.url() == "memory:run-1/None"

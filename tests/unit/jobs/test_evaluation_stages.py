@@ -215,7 +215,7 @@ def test_a_report_shows_what_the_stages_measured(tmp_path: Path, digits: StageRu
         inputs={f"of[{index}]": it.artifact for index, it in reversed(list(enumerate(sources)))},
     )
     document = json.loads((run.path / "report.json").read_text())
-    assert document["title"] == "tests"
+    assert document["title"] == "Report"
     assert list(document["inputs"]) == sorted(document["inputs"]), "canonical"
     assert [row["method"] for row in document["accuracies"]] == ["model", *BASELINE.methods]
     assert document["data"][0]["split_rows"]["train"] == 60

@@ -1,0 +1,142 @@
+"""The training stages with the reference engine, on real images, in this process."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from infra.metric_segments import read_points
+from jobs import train
+from jobs.train_worker import CHECKPOINTS
+from pipeline.model.saved import load_model
+from schemas.errors import PausedError
+from schemas.manifest import DATASET_FOLDER
+from schemas.report import SearchReport
+from schemas.runs import InputArtifact
+from schemas.training import FinetuneSpec, PretrainSpec
+from tests.support.datasets import small_set
+from tests.support.stages import StageRun, run_stage
+
+COMMON: dict[str, Any] = {
+    "data": "corpus",
+    "augment": {"crop": "shift", "flip": True},
+    "optim": {"peak_lr": 1e-3, "warmup_steps": 2},
+    "batch": {"global_samples": 12},
+    "duration": {"steps": 8},
+    "checkpoint": {"every_steps": 3},
+    "resources": {"engine": "torch", "micro_batch": 4},
+}
+MODEL = {"width": 24, "depth": 1, "num_heads": 3, "mlp_dim": 32, "patch_px": 4, "image_px": 8}
+PRETRAIN = PretrainSpec.parse({**COMMON, "model": MODEL})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _torch_is_left_as_it_was() -> Any:
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(deterministic)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> InputArtifact:
+    folder = tmp_path_factory.mktemp("corpus")
+    shards = small_set(folder, per_class=8)
+    (folder / "out").rename(folder / DATASET_FOLDER)
+    return InputArtifact(
+        stage="corpus",
+        kind="ingest",
+        artifact="ingest-1",
+        digest=shards.digest,
+        path=str(folder),
+        split=None,
+        metrics={},
+    )
+
+
+@pytest.fixture(scope="module")
+def pretrained(corpus: InputArtifact, tmp_path_factory: pytest.TempPathFactory) -> StageRun:
+    folder = tmp_path_factory.mktemp("runs") / "pretrain"
+    return run_stage(train.run, PRETRAIN, folder, inputs={"data": corpus}, seed=3)
+
+
+def test_pretraining_writes_a_model_that_stands_alone(
+    pretrained: StageRun, corpus: InputArtifact
+) -> None:
+    model, saved = load_model(pretrained.path / "model")
+    assert model.spec.image_px == (8, 8)
+    assert model.spec.num_classes == len(saved.class_names) == 3
+    assert (saved.trained_steps, saved.init_digest) == (8, None)
+    assert saved.data_digest == corpus.digest
+    figures = pretrained.output.metrics
+    assert figures["train/steps_count"] == 8
+    assert figures["model/parameters_count"] == sum(p.numel() for p in model.parameters())
+    points, _ = read_points(pretrained.path.parent / "progress" / "metrics.jsonl", 0)
+    assert [p.step for p in points if p.key == "train/loss"] == list(range(1, 9))
+    assert CHECKPOINTS in pretrained.output.spent
+
+
+def test_an_interrupted_stage_makes_the_same_bytes(
+    pretrained: StageRun, corpus: InputArtifact, tmp_path: Path
+) -> None:
+    pause = tmp_path / "pause"
+    pause.touch()
+    folder = tmp_path / "pretrain"
+    with pytest.raises(PausedError):
+        run_stage(train.run, PRETRAIN, folder, inputs={"data": corpus}, seed=3)
+    pause.unlink()
+    again = tmp_path / "again"
+    (folder / "attempt").rename(tmp_path / "lost")
+    # A later attempt at the same key finds the progress of the one before.
+    spy: list[Path] = []
+
+    def resumed(request: Any, tools: Any) -> Any:
+        attempt = replace(tools.attempt, progress=folder / "progress")
+        spy.extend(sorted((folder / "progress" / CHECKPOINTS).iterdir()))
+        return train.run(request, replace(tools, attempt=attempt))
+
+    run = run_stage(resumed, PRETRAIN, again, inputs={"data": corpus}, seed=3)
+    assert [path.name for path in spy] == ["step-00000001"]
+    for name in ("model.json", "model.safetensors"):
+        expected = (pretrained.path / "model" / name).read_bytes()
+        assert (run.path / "model" / name).read_bytes() == expected
+
+
+def test_fine_tuning_starts_from_the_weights_at_another_size(
+    pretrained: StageRun, corpus: InputArtifact, tmp_path: Path
+) -> None:
+    spec = FinetuneSpec.parse({**COMMON, "init": "pretrain", "model": {"image_px": [8, 16]}})
+    # At a rate this small the weights stay what they were.
+    spec = spec.revise(optim=spec.optim.revise(peak_lr=1e-9))
+    run = run_stage(
+        train.run, spec, tmp_path / "transfer", inputs={"data": corpus, "init": pretrained.at(None)}
+    )
+    model, saved = load_model(run.path / "model")
+    assert model.spec.image_px == (8, 16)
+    assert saved.init_digest == pretrained.artifact.digest
+    before = load_file(pretrained.path / "model" / "model.safetensors")
+    assert torch.allclose(
+        model.get_parameter("blocks.0.dense1.weight"), before["blocks.0.dense1.weight"], atol=1e-6
+    )
+
+
+def test_a_search_decides_rate_and_steps(corpus: InputArtifact, tmp_path: Path) -> None:
+    spec = FinetuneSpec.parse(
+        {
+            **COMMON,
+            "init": None,
+            "model": MODEL,
+            "search": {"peak_lr": [1e-3, 3e-3], "steps": [2, 4], "holdout_ratio": 0.25},
+        }
+    )
+    run = run_stage(train.run, spec, tmp_path / "scratch", inputs={"data": corpus})
+    report = SearchReport.parse(json.loads((run.path / "search.json").read_text()))
+    best = report.trials[report.chosen]
+    figures = run.output.metrics
+    assert len(report.trials) == 4
+    assert (figures["search/peak_lr"], figures["search/steps_count"]) == (best.peak_lr, best.steps)
+    assert figures["train/steps_count"] == best.steps
+    assert sum(line.startswith("search ") for line in run.said) == 4

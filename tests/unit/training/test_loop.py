@@ -1,0 +1,180 @@
+"""The loop: learning, stopping, going on, and what it tells."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.training.engine import TorchEngine
+from pipeline.training.loop import Meter, TrainResult, Watch, train
+from schemas.errors import PausedError, StageFailedError
+from schemas.training import OptimSpec
+from tests.support.training import (
+    OPTIM,
+    FakeLoader,
+    Recorded,
+    StopAfter,
+    engine_spec,
+    keeper,
+    model,
+    torch_engine,
+)
+
+STEPS = 12
+
+
+def run(engine: TorchEngine, root: Path | None = None, **watch: object) -> TrainResult:
+    return train(
+        engine,
+        FakeLoader(),
+        optim=OPTIM,
+        total_steps=STEPS,
+        keeper=keeper(root) if root else None,
+        watch=Watch(**watch),  # type: ignore[arg-type]
+    )
+
+
+def weights(engine: TorchEngine) -> dict[str, torch.Tensor]:
+    return {name: state.weight for name, state in engine.state()}
+
+
+def test_a_tiny_model_learns_fixed_images_by_heart() -> None:
+    optim = OptimSpec(peak_lr=1e-2, warmup_steps=5)
+    engine = torch_engine(optim=optim)
+    loader = FakeLoader(samples=64, global_samples=64)
+    train(engine, loader, optim=optim, total_steps=120, keeper=None, watch=Watch())
+    assert engine.loss(loader.rows(np.arange(64))) < 0.05
+
+
+@pytest.mark.parametrize("stop_after", [1, 4, 5, 11])
+def test_a_run_that_was_stopped_ends_bit_equal(stop_after: int, tmp_path: Path) -> None:
+    undisturbed = torch_engine()
+    expected = run(undisturbed)
+    with pytest.raises(PausedError, match=f"after step {stop_after} of 12, with a checkpoint"):
+        run(torch_engine(), tmp_path, stop=StopAfter(stop_after))
+    resumed = torch_engine()
+    assert run(resumed, tmp_path) == expected
+    for name, weight in weights(undisturbed).items():
+        assert torch.equal(weights(resumed)[name], weight)
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint_and_says_so(tmp_path: Path) -> None:
+    run(torch_engine(), tmp_path)
+    (tmp_path / "step-00000012" / "state.json").unlink()  # as if killed while it was written
+    said: list[str] = []
+    log = Recorded()
+    result = train(
+        torch_engine(),
+        FakeLoader(),
+        optim=OPTIM,
+        total_steps=STEPS,
+        keeper=keeper(tmp_path, said=said),
+        watch=Watch(metrics=log),
+    )
+    assert sorted(log.points["train/loss"]) == [11, 12]
+    assert result == run(torch_engine())
+    assert "state.json is missing" in said[0]
+    assert said[1] == "goes on from step 10, written by torch x1"
+
+
+def test_a_finished_run_only_loads(tmp_path: Path) -> None:
+    expected = run(torch_engine(), tmp_path)
+    log = Recorded()
+    assert run(torch_engine(), tmp_path, metrics=log) == expected
+    assert log.points == {}
+
+
+@pytest.mark.parametrize("algorithm", ["adamw", "sgd"])
+def test_moments_survive_with_either_optimizer(algorithm: str, tmp_path: Path) -> None:
+    optim = OPTIM.revise(algorithm=algorithm)
+    ends = []
+    for stop in (None, StopAfter(7)):
+        engine = torch_engine(optim=optim)
+        kwargs = {"optim": optim, "total_steps": STEPS}
+        try:
+            keep = keeper(tmp_path) if stop else None
+            train(engine, FakeLoader(), **kwargs, keeper=keep, watch=Watch(stop=stop))
+        except PausedError:
+            engine = torch_engine(optim=optim)
+            train(engine, FakeLoader(), **kwargs, keeper=keeper(tmp_path), watch=Watch())
+        ends.append(dict(engine.state()))
+    for name, state in ends[0].items():
+        assert torch.equal(state.weight, ends[1][name].weight)
+        assert torch.equal(state.moments[0], ends[1][name].moments[0])
+
+
+def test_accumulated_micro_batches_are_one_batch() -> None:
+    losses = []
+    for micro_batch in (16, 4):
+        engine = TorchEngine(model(), engine_spec())
+        stream = FakeLoader(micro_batch=micro_batch).batches(0)
+        first = engine.forward_backward(next(stream))
+        engine.step(1e-3)
+        losses.append([first, engine.forward_backward(next(stream))])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+def test_gradients_are_clipped_as_torch_does() -> None:
+    norms = {}
+    for clip in (None, 0.01):
+        engine = torch_engine(optim=OPTIM.revise(clip_norm=clip))
+        engine.forward_backward(next(FakeLoader().batches(0)))
+        reference = torch.nn.utils.get_total_norm(
+            [p.grad for p in engine.model.parameters() if p.grad is not None]
+        )
+        norms[clip] = engine.step(1e-3)
+        assert norms[clip] == pytest.approx(reference.item(), rel=1e-6)
+    assert norms[None] == norms[0.01], "the norm that is told is the one before clipping"
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> None:
+    engine = torch_engine()
+    with torch.no_grad():
+        engine.model.head.weight.fill_(math.inf)
+    with pytest.raises(StageFailedError, match="became nan at step 1 of 12"):
+        run(engine, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_curves_have_the_first_and_the_last_step_and_few_enough_points() -> None:
+    log = Recorded()
+    optim = OPTIM.revise(warmup_steps=0)
+    train(
+        torch_engine(optim=optim),
+        FakeLoader(global_samples=2),
+        optim=optim,
+        total_steps=450,
+        keeper=None,
+        watch=Watch(metrics=log),
+    )
+    steps = sorted(log.points["train/loss"])
+    assert steps[:3] == [1, 2, 4]
+    assert steps[-1] == 450
+    assert len(steps) <= 500
+    assert log.points["train/learning_rate"][1] == OPTIM.peak_lr
+    assert {450, 1} <= log.points["train/images_per_second"].keys()
+
+
+def test_a_meter_reads_what_happened_since_the_last_reading() -> None:
+    now = 0.0
+    meter = Meter(lambda: now)
+    meter.stepped(10)
+    meter.waited(0.1)
+    now = 0.4
+    assert meter.read(at_once=False) == {}, "too short to say anything"
+    now = 0.5
+    assert meter.read(at_once=False) == {
+        "train/images_per_second": 20.0,
+        "train/data_wait_ratio": pytest.approx(0.2),
+    }
+    now = 2.0
+    assert meter.read(at_once=True) == {}, "nothing was done"
+
+
+def test_progress_lines_come_ten_times_and_name_the_loss() -> None:
+    said: list[str] = []
+    run(torch_engine(), say=said.append)
+    assert said[-1].startswith("step 12 of 12, loss ")
+    assert len(said) <= 12

@@ -1,0 +1,53 @@
+"""Which parameters decay, and what survives a load."""
+
+import pytest
+import torch
+
+from pipeline.training.optimizer import (
+    build_optimizer,
+    parameter_groups,
+    rewrite_groups,
+    write_learning_rate,
+)
+from schemas.training import OptimSpec
+from tests.support.training import OPTIM, model
+
+
+def test_every_parameter_is_in_exactly_one_group() -> None:
+    vit = model()
+    groups = parameter_groups(vit, OPTIM)
+    found = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(found) == sorted(id(parameter) for parameter in vit.parameters())
+
+
+def test_only_dense_kernels_decay() -> None:
+    vit = model()
+    names = {id(parameter): name for name, parameter in vit.named_parameters()}
+    decayed, plain = (
+        {names[id(parameter)] for parameter in group["params"]}
+        for group in parameter_groups(vit, OPTIM)
+    )
+    assert {"patch.weight", "head.weight", "blocks.0.attention.key.weight"} <= decayed
+    assert {"class_token", "position", "norm.weight", "blocks.1.norm2.weight"} <= plain
+    assert all(name in plain for name in names.values() if name.endswith("bias"))
+    assert all(dict(vit.named_parameters())[name].ndim == 2 for name in decayed)
+
+
+@pytest.mark.parametrize("algorithm", ["adamw", "sgd"])
+def test_hyper_parameters_come_from_the_spec_again(algorithm: str) -> None:
+    spec = OptimSpec.parse({**OPTIM.dump(), "algorithm": algorithm, "beta1": 0.8})
+    optimizer = build_optimizer(model(), spec)
+    before = [dict(group) for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group.update(weight_decay=9.0, betas=(0.0, 0.0), momentum=0.0, eps=1.0)
+    rewrite_groups(optimizer, spec)
+    write_learning_rate(optimizer, spec.peak_lr)
+    for old, new in zip(before, optimizer.param_groups, strict=True):
+        assert all(new[name] == value for name, value in old.items() if name != "params")
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+
+
+def test_the_optimizers_are_torchs_own() -> None:
+    assert type(build_optimizer(model(), OPTIM)) is torch.optim.AdamW
+    sgd = build_optimizer(model(), OPTIM.revise(algorithm="sgd"))
+    assert type(sgd) is torch.optim.SGD
