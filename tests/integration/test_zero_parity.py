@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.model.vit import KEY_BIAS
-from tests.support.training import FakeLoader, torch_engine
+from pipeline.training.engine import TorchEngine
+from tests.support.training import FakeLoader, engine_spec, model, torch_engine
 from tests.support.zero_runs import STEPS, Outcome, ZeroRun, follow, run_world
 
 TOLERANCE = 1e-5
@@ -29,6 +31,7 @@ def two_ranks(folder: Path) -> dict[str, Outcome]:
     """Every stage from the start, saved in the middle; one of them with accumulation."""
     runs = [ZeroRun(f"zero{s}", s, checkpoints=str(folder / f"from{s}")) for s in range(4)]
     runs.append(ZeroRun("accumulated", 2, accumulation=2))
+    runs.append(ZeroRun("bf16", 2, precision="bf16"))
     return run_world(folder / "two", 2, runs)
 
 
@@ -60,6 +63,17 @@ def test_a_checkpoint_goes_on_in_another_world_and_stage(
     expected = {step: reference.losses[step] for step in outcome.losses}
     assert outcome.losses == pytest.approx(expected, abs=TOLERANCE)
     assert furthest_weight(outcome, reference) <= TOLERANCE
+
+
+def test_bf16_arithmetic_keeps_fp32_weights_and_stays_close(
+    reference: Outcome, two_ranks: dict[str, Outcome]
+) -> None:
+    engine = TorchEngine(model(), engine_spec(precision="bf16"))
+    losses, _ = follow(engine, FakeLoader(), None)
+    for found in (losses, two_ranks["bf16"].losses):
+        assert found == pytest.approx(reference.losses, rel=0.05)
+        assert found != reference.losses
+    assert all(weight.dtype == torch.float32 for weight in two_ranks["bf16"].weights.values())
 
 
 def furthest_weight(found: Outcome, expected: Outcome) -> float:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +49,21 @@ def die_once(config: dict[str, Any]) -> dict[str, Any]:
 def stumble(config: dict[str, Any]) -> dict[str, Any]:
     """A bug in our own code."""
     raise KeyError("no such thing")
+
+
+def train_and_die_once(config: dict[str, Any]) -> dict[str, Any]:
+    """Train; the first gang loses rank 1 with SIGKILL while steps after a checkpoint are done."""
+    from jobs.train_worker import CHECKPOINTS, run_in_gang
+
+    mark = Path(config["mark"])
+    checkpoint = config["plan"].progress / CHECKPOINTS / config["after"]
+    if torch.distributed.get_rank() == 1 and not mark.exists():
+        threading.Thread(target=_die_after, args=(checkpoint, mark), daemon=True).start()
+    return run_in_gang(config)
+
+
+def _die_after(checkpoint: Path, mark: Path) -> None:
+    while not checkpoint.exists():
+        time.sleep(0.005)
+    mark.touch()
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -71,9 +71,11 @@ class FakeLoader:
         return FakeBatch(self.pixels[rows], self.labels[rows])
 
 
-def engine_spec(spec: ViTSpec = TINY, optim: OptimSpec = OPTIM) -> EngineSpec:
+def engine_spec(
+    spec: ViTSpec = TINY, optim: OptimSpec = OPTIM, precision: str = "fp32"
+) -> EngineSpec:
     cpu = torch.device("cpu")
-    return EngineSpec(optim, Supervised(spec, 0.0, cpu), "fp32", cpu)
+    return EngineSpec(optim, Supervised(spec, 0.0, cpu), precision, cpu)
 
 
 def torch_engine(spec: ViTSpec = TINY, optim: OptimSpec = OPTIM) -> TorchEngine:

@@ -23,6 +23,7 @@ class ZeroRun:
     name: str
     stage: int
     accumulation: int = 1
+    precision: str = "fp32"
     checkpoints: str | None = None
 
 
@@ -61,7 +62,8 @@ def _rank(rank: int, world_size: int, folder: Path, runs: list[ZeroRun]) -> None
         micro = 16 // world_size // run.accumulation
         loader = FakeLoader(rank=rank, world_size=world_size, micro_batch=micro)
         zero = ZeroSpec(stage=run.stage, micro_batch=micro, accumulation=run.accumulation)
-        engine = DeepSpeedEngine(model(), engine_spec(), zero)
+        spec = engine_spec(precision=run.precision)
+        engine = DeepSpeedEngine(model(), spec, zero)
         losses, norms = follow(engine, loader, run.checkpoints)
         weights = {name: state.weight for name, state in engine.state()}
         if rank == 0:

@@ -82,14 +82,14 @@ def test_pretraining_writes_a_model_that_stands_alone(
 def test_an_interrupted_stage_makes_the_same_bytes(
     pretrained: StageRun, corpus: InputArtifact, tmp_path: Path
 ) -> None:
-    pause = tmp_path / "pause"
-    pause.touch()
     folder = tmp_path / "pretrain"
+    folder.mkdir()
+    pause = folder / "pause"
+    pause.touch()
     with pytest.raises(PausedError):
         run_stage(train.run, PRETRAIN, folder, inputs={"data": corpus}, seed=3)
     pause.unlink()
     again = tmp_path / "again"
-    (folder / "attempt").rename(tmp_path / "lost")
     # A later attempt at the same key finds the progress of the one before.
     spy: list[Path] = []
 
