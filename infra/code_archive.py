@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 ROOMS = ("schemas", "pipeline", "infra", "jobs")
-_SUFFIXES = {".py", ".yaml", ".j2"}
+SUFFIXES = {".py", ".yaml", ".j2"}
 
 
 def checkout_root() -> Path:
@@ -17,7 +17,7 @@ def copy_code(destination: Path) -> Path:
     root = checkout_root()
     for room in ROOMS:
         for source in sorted((root / room).rglob("*")):
-            if source.suffix in _SUFFIXES and source.is_file():
+            if source.suffix in SUFFIXES and source.is_file():
                 target = destination / source.relative_to(root)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)

@@ -8,41 +8,59 @@ import shutil
 import socket
 import subprocess
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from infra.code_archive import ROOMS
+from infra.code_closure import code_closure
 from schemas.artifacts import Environment
 from schemas.errors import UnreachableError
 from schemas.spec import digest_of
 
 DISTRIBUTION = "vitrail"
-_SUFFIXES = (".py", ".yaml")
 _GIT_SECONDS = 30
 """A checkout on a slow disk goes without a commit id rather than hold up a stage."""
 
 
 class LocalProvenance:
-    """Fulfils `pipeline.ports.Provenance`; each fact is found once, when it is first asked for."""
+    """Fulfils `pipeline.ports.Provenance`; a file is hashed once, when it is first asked for."""
 
-    def __init__(self, root: Path) -> None:
-        """Describe the checkout (or the unpacked copy of it) at `root`."""
+    def __init__(self, root: Path, entry_modules: Mapping[str, str]) -> None:
+        """Describe the checkout (or the unpacked copy of it) at `root`.
+
+        `entry_modules` maps a stage kind to the module that makes its artifact.
+        """
         self._root = root
+        self._entry_modules = entry_modules
+        self._sha256: dict[str, str] = {}
 
-    def environment(self) -> Environment:
+    def environment(self, kind: str) -> Environment:
         """Everything that a record keeps; starts git, so planning does not ask for it."""
-        return self._environment
+        commit = self._git("rev-parse", "HEAD")
+        changes = self._git("status", "--porcelain") if commit else None
+        code_files = self.code_files(kind)
+        return Environment(
+            python=platform.python_version(),
+            platform=platform.platform(),
+            cpu=_cpu_model(),
+            hostname=socket.gethostname(),
+            packages=self._packages,
+            code_digest=digest_of(code_files),
+            code_files=code_files,
+            git_commit=commit,
+            git_dirty=None if changes is None else bool(changes),
+        )
 
-    @cached_property
-    def code_files(self) -> dict[str, str]:
-        """First-party source file, relative to the checkout -> sha256."""
-        return {
-            path.relative_to(self._root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for room in ROOMS
-            for path in sorted((self._root / room).rglob("*"))
-            if path.suffix in _SUFFIXES and path.is_file()
-        }
+    def code_files(self, kind: str) -> dict[str, str]:
+        """First-party file that a stage of this kind uses, relative to the checkout -> sha256."""
+        files = code_closure(self._root, self._entry_modules[kind])
+        return {file: self._digest(file) for file in sorted(files)}
+
+    def _digest(self, file: str) -> str:
+        if file not in self._sha256:
+            content = (self._root / file).read_bytes()
+            self._sha256[file] = hashlib.sha256(content).hexdigest()
+        return self._sha256[file]
 
     def library_versions(self, names: Sequence[str]) -> dict[str, str]:
         """Distribution -> installed version.
@@ -51,22 +69,6 @@ class LocalProvenance:
             UnreachableError: If one is not installed.
         """
         return {name: _installed(name) for name in names}
-
-    @cached_property
-    def _environment(self) -> Environment:
-        commit = self._git("rev-parse", "HEAD")
-        changes = self._git("status", "--porcelain") if commit else None
-        return Environment(
-            python=platform.python_version(),
-            platform=platform.platform(),
-            cpu=_cpu_model(),
-            hostname=socket.gethostname(),
-            packages=self._packages,
-            code_digest=digest_of(self.code_files),
-            code_files=self.code_files,
-            git_commit=commit,
-            git_dirty=None if changes is None else bool(changes),
-        )
 
     @cached_property
     def _packages(self) -> dict[str, str]:

@@ -7,7 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jobs.console import print_document, print_outcomes, print_plan, stderr, stdout, table
+from jobs.console import (
+    code_note,
+    print_document,
+    print_outcomes,
+    print_plan,
+    stderr,
+    stdout,
+    table,
+)
 from jobs.recipes import describe, find_spec, recipe_files
 from jobs.target import Target
 from jobs.wiring import planning_facts, stage_costs
@@ -158,8 +166,8 @@ def _print_explanation(decision: Decision) -> None:
         console.print(table(("field", "last time", "now"), rows))
     if decision.artifact:
         console.print(f"artifact: {decision.artifact}", markup=False)
-    for file in decision.code_changed:
-        console.print(f"code changed: {file}; reused", markup=False)
+    if decision.code_changed:
+        console.print(code_note(decision.code_changed), markup=False)
 
 
 def _print_upstream(graph: Graph, planned: tuple[Planned, ...], names: set[str]) -> None:

@@ -27,8 +27,10 @@ _STATUS_STYLE = {
     "fix": "bold red",
 }
 
-
 _PLAIN_WIDTH = 400
+
+_TOLD_FILES = 3
+"""Files that a note names; the rest are counted."""
 
 
 def stdout() -> Console:
@@ -100,9 +102,8 @@ def print_plan(document: PlanDocument) -> None:
     console.print(table(columns, rows))
     for decision in document.stages:
         if decision.code_changed:
-            files = ", ".join(decision.code_changed[:3])
-            more = f" and {len(decision.code_changed) - 3} more" * (len(decision.code_changed) > 3)
-            console.print(f"note: {decision.stage}: code changed: {files}{more}; reused")
+            note = f"note: {decision.stage}: {code_note(decision.code_changed)}"
+            console.print(note, markup=False)
     needed, free = document.disk_bytes_needed, document.disk_bytes_free
     console.print(
         f"disk: at most {_amount(needed, 'B')} needed, {_amount(free, 'B')} free "
@@ -110,6 +111,13 @@ def print_plan(document: PlanDocument) -> None:
     )
     if needed > free:
         console.print("[bold red]warning:[/] the disk may not be large enough")
+
+
+def code_note(files: Sequence[str]) -> str:
+    """What is said of a stage that is reused although code it uses has changed."""
+    told = ", ".join(files[:_TOLD_FILES])
+    more = f" and {len(files) - _TOLD_FILES} more" if len(files) > _TOLD_FILES else ""
+    return f"code changed: {told}{more}; reused"
 
 
 def print_outcomes(document: RunDocument) -> None:

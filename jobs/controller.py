@@ -160,7 +160,11 @@ class _Run:
         stderr().print(f"run {self.run}", markup=False)
         self._emit_start()
         mirror = _mirror(self.folder, self.options, say=self.view.say)
-        thread = MirrorThread(mirror, interval_seconds=_MIRROR_SECONDS, say=self.view.say)
+        thread = MirrorThread(
+            _AfterOthers(mirror, self.options),
+            interval_seconds=_MIRROR_SECONDS,
+            say=self.view.say,
+        )
         with StopRequests(self._pause) as stops, self.view:
             thread.start()
             try:
@@ -176,7 +180,6 @@ class _Run:
             self.view.refresh()
             if not thread.stop(deadline_seconds=_MIRROR_DEADLINE_SECONDS):
                 self.view.say("the tracker has not been told everything; the next run goes on")
-        _catch_up(self.options, deadline_seconds=_MIRROR_DEADLINE_SECONDS)
         return self._conclude(mirror, outcomes)
 
     def _pause(self) -> None:
@@ -288,6 +291,23 @@ class _Run:
         if status != "finished":
             _say_how_to_go_on(outcomes)
         return document, _EXIT_CODES[status]
+
+
+class _AfterOthers:
+    """The run's mirror, once the runs before it have been told to the end.
+
+    First, because a run that died and this one may share a training's curve, which is still short.
+    """
+
+    def __init__(self, mirror: Mirror, options: RunOptions) -> None:
+        self._mirror = mirror
+        self._options: RunOptions | None = options
+
+    def replay(self, *, final: bool = False) -> bool:
+        if self._options is not None:
+            _catch_up(self._options, deadline_seconds=_MIRROR_DEADLINE_SECONDS)
+            self._options = None
+        return self._mirror.replay(final=final)
 
 
 class _Watched:

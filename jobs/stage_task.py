@@ -99,7 +99,7 @@ def _make(
         key_record=request.key_record,
         spec=request.spec,
         input_artifacts={port: found.artifact for port, found in request.inputs.items()},
-        environment=provenance.environment(),
+        environment=provenance.environment(request.spec["kind"]),
         run=request.run,
         started_at=started_at.isoformat(),
         seconds=time.monotonic() - clock,

@@ -53,7 +53,7 @@ def stage_entry(kind: str) -> StageEntry:
 
 def provenance() -> LocalProvenance:
     """Facts of the code and the environment of this process."""
-    return LocalProvenance(checkout_root())
+    return LocalProvenance(checkout_root(), ENTRY_MODULES)
 
 
 def store_at(path: Path) -> LocalStore:

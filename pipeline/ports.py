@@ -182,8 +182,8 @@ class Tracker(Protocol):
 class Provenance(Protocol):
     """Facts of the machine, the packages and the code."""
 
-    def environment(self) -> Environment:
-        """Everything that a record keeps."""
+    def environment(self, kind: str) -> Environment:
+        """Everything that the record of a stage of this kind keeps."""
         ...
 
     def library_versions(self, names: Sequence[str]) -> dict[str, str]:

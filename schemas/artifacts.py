@@ -71,9 +71,9 @@ class Environment(Spec):
     hostname: Semantic[str]
     packages: Semantic[dict[str, str]]
     code_digest: Semantic[str]
-    """sha256 over the first-party source files, per file below."""
+    """Digest of `code_files`."""
     code_files: Semantic[dict[str, str]]
-    """Source file -> sha256."""
+    """First-party source file that the stage uses -> sha256."""
     git_commit: Semantic[str | None]
     git_dirty: Semantic[bool | None]
 

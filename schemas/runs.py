@@ -43,7 +43,7 @@ class Decision(Spec):
     """None while an input is not made yet."""
     artifact: Semantic[str | None] = None
     code_changed: Semantic[tuple[str, ...]] = ()
-    """Source files of ours that differ from those that made the reused artifact."""
+    """Source files of ours that the reused stage uses and that changed since it was made."""
     estimate: Semantic[dict[str, float]] = {}
     """Cost by name: `disk_bytes`, `memory_bytes`, `flops`, `parameters`, `last_seconds`."""
 

@@ -316,11 +316,19 @@ class Mirror:
         return list(started), ended
 
 
+class Replays(Protocol):
+    """Something that can tell the tracker what is new: a `Mirror`, or several."""
+
+    def replay(self, *, final: bool = False) -> bool:
+        """True if nothing is left to tell."""
+        ...
+
+
 class MirrorThread:
     """Replays every few seconds beside the controller, which never waits for the tracker."""
 
     def __init__(
-        self, mirror: Mirror, *, interval_seconds: float, say: Callable[[str], None]
+        self, mirror: Replays, *, interval_seconds: float, say: Callable[[str], None]
     ) -> None:
         """Prepare; `say` is told of a failure that nobody foresaw, which ends the replay."""
         self._mirror = mirror

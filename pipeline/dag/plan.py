@@ -37,8 +37,8 @@ class Facts:
     """Distributions -> installed versions."""
     fingerprint: Callable[[SourceSpec], str]
     """Of a raw source: lists it, reads nothing."""
-    code_files: Mapping[str, str]
-    """Source file of ours -> sha256, now."""
+    code_files: Callable[[str], Mapping[str, str]]
+    """Stage kind -> the source files of ours that it uses now, each with its sha256."""
     _answers: dict[tuple[str, str], Any] = field(default_factory=dict, init=False, repr=False)
 
     def library_versions(self, node: StageNode) -> Mapping[str, str]:
@@ -68,12 +68,14 @@ class Facts:
             return None  # only explanations are lost; reuse itself rests on `present`
 
     def changed_code(self, result: StageResult) -> tuple[str, ...]:
-        """Source files that made an artifact and have changed since."""
+        """Source files that made an artifact, or would now, and have changed since."""
         record = self._record(result)
-        made_with = record.environment.code_files if record else {}
-        return tuple(
-            sorted(file for file, sha in made_with.items() if self.code_files.get(file) != sha)
-        )
+        if record is None:
+            return ()
+        before = record.environment.code_files
+        now = self._once(("code", result.kind), lambda: self.code_files(result.kind))
+        files = sorted(before.keys() | now.keys())
+        return tuple(file for file in files if before.get(file) != now.get(file))
 
     def _once(self, question: tuple[str, str], ask: Callable[[], T]) -> T:
         if question not in self._answers:
@@ -193,10 +195,7 @@ class _Planner:
     ) -> Planned:
         if node.name not in self.chosen.names:
             return _left_out(node, record, result=result)
-        reason = "nothing that shapes it changed"
-        if code:
-            reason += f"; code changed: {', '.join(code)}; reused"
-        decision = _decision(node, "reuse", reason, record=record)
+        decision = _decision(node, "reuse", "nothing that shapes it changed", record=record)
         return Planned(node, decision.revise(code_changed=code), record, result)
 
     def _to_make(

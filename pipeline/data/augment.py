@@ -6,16 +6,21 @@ advanced, so order of work, number of workers and interruptions change nothing.
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from pipeline.data.images import Box, Pixels, render
+from pipeline.data.order import Int64s
 from schemas.training import AugmentSpec
 
 _TRIES = 10
 _ASPECT = (3 / 4, 4 / 3)
+_NUMBERS = {"none": 0, "inception": 4 * _TRIES, "shift": 2}
+"""Numbers that each kind of crop takes."""
 
 
 @dataclass(frozen=True)
@@ -29,47 +34,52 @@ class CropParams:
     mirror: bool = False
 
 
-def draw(
-    augment: AugmentSpec,
-    *,
-    seed: int,
-    epoch: int,
-    position: int,
-    orig_hw: tuple[int, int],
-    out_hw: tuple[int, int],
-) -> CropParams:
-    """The augmentation of one position of one epoch.
+class Draws:
+    """The random numbers of some positions of one epoch; what they mean depends on the sizes."""
 
-    Args:
-        augment: Which augmentations there are.
-        seed: Of the experiment.
-        epoch: Pass over the data, from 0.
-        position: Of the sample in the epoch, as it is after removed rows are left out.
-        orig_hw: Height and width of the stored image.
-        out_hw: Height and width of the model's input.
-    """
-    mirror = augment.flip and uniforms("flip", seed, epoch, position, count=1)[0] < 0.5
-    if augment.crop == "inception":
-        numbers = uniforms("inception", seed, epoch, position, count=4 * _TRIES)
-        box = _inception_box(numbers, augment.min_area_ratio, orig_hw)
-        return CropParams(box or centre_box(orig_hw, out_hw), mirror=bool(mirror))
-    shift = (0, 0)
-    if augment.crop == "shift":
-        down, right = uniforms("shift", seed, epoch, position, count=2)
-        shift = (
-            _whole_shift(down, augment.shift_ratio * out_hw[0]),
-            _whole_shift(right, augment.shift_ratio * out_hw[1]),
-        )
-    return CropParams(centre_box(orig_hw, out_hw), shift_hw=shift, mirror=bool(mirror))
+    def __init__(self, augment: AugmentSpec, *, seed: int, epoch: int, positions: Int64s) -> None:
+        """Draw.
+
+        Args:
+            augment: Which augmentations there are.
+            seed: Of the experiment.
+            epoch: Pass over the data, from 0.
+            positions: Of the samples in the epoch, as they are after removed rows are left out.
+        """
+        self._augment = augment
+        crop, count = augment.crop, _NUMBERS[augment.crop]
+        flips = uniforms("flip", seed, epoch, positions, count=int(augment.flip))
+        self._mirrors: NDArray[np.bool_] = np.any(flips < 0.5, axis=1)
+        self._numbers = uniforms(crop, seed, epoch, positions, count=count)
+
+    def params(self, index: int, orig_hw: tuple[int, int], out_hw: tuple[int, int]) -> CropParams:
+        """The augmentation of `positions[index]`.
+
+        Args:
+            index: Among the positions.
+            orig_hw: Height and width of the stored image.
+            out_hw: Height and width of the model's input.
+        """
+        augment, numbers = self._augment, self._numbers[index].tolist()
+        mirror = bool(self._mirrors[index])
+        if augment.crop == "inception":
+            box = _inception_box(numbers, augment.min_area_ratio, orig_hw)
+            return CropParams(box or centre_box(orig_hw, out_hw), mirror=mirror)
+        shift = (0, 0)
+        if augment.crop == "shift":
+            shift = (
+                _whole_shift(numbers[0], augment.shift_ratio * out_hw[0]),
+                _whole_shift(numbers[1], augment.shift_ratio * out_hw[1]),
+            )
+        return CropParams(centre_box(orig_hw, out_hw), shift_hw=shift, mirror=mirror)
 
 
 def apply(data: bytes, params: CropParams, out_hw: tuple[int, int]) -> Pixels:
     """Decode stored bytes and do what was drawn -> pixels_HWC of `out_hw`."""
     pixels = render(data, params.box, out_hw)
     if params.shift_hw != (0, 0):
-        rows = np.clip(np.arange(out_hw[0]) - params.shift_hw[0], 0, out_hw[0] - 1)
-        columns = np.clip(np.arange(out_hw[1]) - params.shift_hw[1], 0, out_hw[1] - 1)
-        pixels = pixels[rows[:, None], columns[None, :]]
+        rows, columns = map(_moved, out_hw, params.shift_hw)
+        pixels = pixels[rows[:, None], columns]
     return pixels[:, ::-1] if params.mirror else pixels
 
 
@@ -89,19 +99,29 @@ def centre_box(orig_hw: tuple[int, int], out_hw: tuple[int, int]) -> Box:
 
 
 def uniforms(
-    purpose: str, seed: int, epoch: int, position: int, *, count: int
+    purpose: str, seed: int, epoch: int, positions: ArrayLike, *, count: int
 ) -> NDArray[np.float64]:
-    """`count` numbers in [0, 1), fixed by the arguments.
+    """`count` numbers in [0, 1) for each position, fixed by the other arguments and it alone.
 
     Raw output of the Philox counter generator, which is the same in every release of NumPy.
+
+    Returns:
+        An array of the shape of `positions`, with an axis of `count` after it.
     """
+    places = np.asarray(positions)
+    raw = np.empty((places.size, count), np.uint64)
     key = hashlib.blake2b(f"{purpose}/{seed}".encode(), digest_size=16).digest()
-    generator = np.random.Philox(
-        key=np.frombuffer(key, "<u8").astype(np.uint64),
-        # The lowest word counts the draws; the generator itself would step it.
-        counter=np.array([0, 0, position, epoch], np.uint64),
-    )
-    return np.asarray((generator.random_raw(count) >> np.uint64(11)) * 2.0**-53, np.float64)
+    generator = np.random.Philox(key=np.frombuffer(key, "<u8").astype(np.uint64))
+    # One generator, set to each position, is much cheaper than a generator for each. The lowest
+    # word of the counter counts the draws; the generator itself would step it.
+    state = generator.state
+    counter = state["state"]["counter"]
+    for index, position in enumerate(places.ravel().tolist() if count else []):
+        counter[:] = 0, 0, position, epoch
+        generator.state = state
+        raw[index] = generator.random_raw(count)
+    fractions: NDArray[np.float64] = (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return fractions.reshape(*places.shape, count)
 
 
 def _whole_shift(uniform: float, largest: float) -> int:
@@ -110,12 +130,19 @@ def _whole_shift(uniform: float, largest: float) -> int:
     return min(math.floor(uniform * (2 * steps + 1)), 2 * steps) - steps
 
 
+@lru_cache(maxsize=256)
+def _moved(size: int, shift: int) -> NDArray[np.intp]:
+    """Which row (or column) each one comes from when all move by `shift`, the border repeated."""
+    return np.clip(np.arange(size) - shift, 0, size - 1)
+
+
 def _inception_box(
-    numbers: NDArray[np.float64], min_area_ratio: float, orig_hw: tuple[int, int]
+    numbers: Sequence[float], min_area_ratio: float, orig_hw: tuple[int, int]
 ) -> Box | None:
     """The first of ten random boxes that fits (Szegedy et al. 2015, as torchvision draws it)."""
     height, width = orig_hw
-    for area, aspect, down, right in numbers.reshape(_TRIES, 4):
+    for start in range(0, len(numbers), 4):
+        area, aspect, down, right = numbers[start : start + 4]
         target = height * width * (min_area_ratio + area * (1 - min_area_ratio))
         ratio = math.exp(math.log(_ASPECT[0]) + aspect * math.log(_ASPECT[1] / _ASPECT[0]))
         box_height, box_width = round(math.sqrt(target / ratio)), round(math.sqrt(target * ratio))

@@ -104,13 +104,13 @@ def prepare(data: bytes, spec: ImageSpec, *, hashes: bool) -> Prepared | Rejecti
 def decode(data: bytes) -> Pixels:
     """Stored bytes -> pixels_HWC."""
     with _open(data) as image:
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(_coloured(image))
 
 
 def render(data: bytes, box: Box, size_hw: tuple[int, int]) -> Pixels:
     """Decode, cut out `box` and resize it to `size_hw`, as `resize` does -> pixels_HWC."""
     with _open(data) as image:
-        return _resized(image.convert("RGB"), box, size_hw)
+        return _resized(_coloured(image), box, size_hw)
 
 
 def resize(pixels: Pixels, box: Box, size_hw: tuple[int, int]) -> Pixels:
@@ -166,6 +166,12 @@ def tile(pictures: Sequence[tuple[Pixels, str]], *, columns: int, cell_px: int =
 def _open(data: bytes) -> ImageFile.ImageFile:
     Image.MAX_IMAGE_PIXELS = None  # our own limit is a spec's field, checked before decoding
     return Image.open(io.BytesIO(data), formats=_FORMATS)
+
+
+def _coloured(image: Image.Image) -> Image.Image:
+    image.load()
+    # Converting to the mode that an image has would only copy it.
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _quiet() -> None:

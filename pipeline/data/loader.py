@@ -18,7 +18,7 @@ from dataclasses import KW_ONLY, dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.augment import CropParams, apply, centre_box, draw
+from pipeline.data.augment import CropParams, Draws, apply, centre_box
 from pipeline.data.order import EpochOrder, Int64s, rank_positions, steps_per_epoch
 from pipeline.data.shards import AnySplit, Row
 from schemas.errors import DataError, IntegrityError
@@ -26,6 +26,8 @@ from schemas.training import AugmentSpec
 
 STEPS_AHEAD = 2
 """Steps that are decoded while the current one is used."""
+SAMPLES_AT_ONCE = 512
+"""Samples of a rank that are located and drawn together: small arrays cost as much as large."""
 REPLACED_ALWAYS = 10
 REPLACED_RATIO = 100e-6
 """A run may replace this many bad rows, or this share of the rows read, whichever is more."""
@@ -105,30 +107,50 @@ class TrainLoader:
         self.close()
 
     def _stream(self, start_step: int) -> Generator[tuple[Batch, ...]]:
-        plans = map(self._plan, itertools.count(start_step))
         with _Decoder(self.threads) as decoder:
-            for batch in decoder.run(plans):
+            for batch in decoder.run(self._plans(start_step)):
                 yield tuple(
                     _slice(batch, start, start + self.micro_batch)
                     for start in range(0, len(batch), self.micro_batch)
                 )
 
-    def _plan(self, step: int) -> "_Plan":
-        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        positions = rank_positions(
-            step_in_epoch, self.global_samples, rank=self.rank, world_size=self.world_size
-        )
+    def _plans(self, start_step: int) -> Iterator["_Plan"]:
+        at_once = max(1, SAMPLES_AT_ONCE * self.world_size // self.global_samples)
+        step = start_step
+        while True:
+            epoch, first = divmod(step, self.steps_per_epoch)
+            steps = range(first, min(first + at_once, self.steps_per_epoch))
+            yield from self._plans_of(epoch, steps)
+            step += len(steps)
+
+    def _plans_of(self, epoch: int, steps: range) -> Iterator["_Plan"]:
+        """Plans of some steps of an epoch."""
+        share = self.global_samples // self.world_size
+        positions = np.concatenate([self._positions(step) for step in steps])
         order = self._order(epoch)
         shards, rows = order.locate(positions)
+        draws = Draws(self.augment, seed=self.seed, epoch=epoch, positions=positions)
 
-        def fill(batch: Batch, index: int) -> None:
-            position = int(positions[index])
-            places = itertools.chain(
-                [(int(shards[index]), int(rows[index]))], order.substitutes(position)
-            )
-            self._fill(batch, index, places=places, epoch=epoch, position=position)
+        def plan(start: int) -> _Plan:
+            def fill(batch: Batch, index: int) -> None:
+                sample = start + index
 
-        return _Plan(len(positions), self.image_px, fill)
+                def place(row: Row) -> None:
+                    sizes = (row.height_px, row.width_px), self.image_px
+                    _put(batch, index, row, draws.params(sample, *sizes))
+
+                here = (int(shards[sample]), int(rows[sample]))
+                others = order.substitutes(int(positions[sample]))
+                self._fill(itertools.chain([here], others), place)
+
+            return _Plan(share, self.image_px, fill)
+
+        return map(plan, range(0, len(positions), share))
+
+    def _positions(self, step_in_epoch: int) -> Int64s:
+        return rank_positions(
+            step_in_epoch, self.global_samples, rank=self.rank, world_size=self.world_size
+        )
 
     def _order(self, epoch: int) -> EpochOrder:
         if epoch not in self._orders:
@@ -142,40 +164,18 @@ class TrainLoader:
             )
         return self._orders[epoch]
 
-    def _fill(
-        self,
-        batch: Batch,
-        index: int,
-        *,
-        places: Iterator[tuple[int, int]],
-        epoch: int,
-        position: int,
-    ) -> None:
-        """Decode the first of `places` that can be read."""
+    def _fill(self, places: Iterator[tuple[int, int]], place: Callable[[Row], None]) -> None:
+        """Read the first of `places` that can be read, and put it in its place."""
         with self._lock:
             self._samples += 1
         for shard, row in places:
             try:
-                _fetch(self.split, shard, row, self._place(batch, index, epoch, position))
+                _fetch(self.split, shard, row, place)
             except _BadRowError as error:
                 self._count_bad(error)
             else:
                 return
         raise IntegrityError("no row of the window can be read")
-
-    def _place(self, batch: Batch, index: int, epoch: int, position: int) -> Callable[[Row], None]:
-        def place(row: Row) -> None:
-            crop = draw(
-                self.augment,
-                seed=self.seed,
-                epoch=epoch,
-                position=position,
-                orig_hw=(row.height_px, row.width_px),
-                out_hw=self.image_px,
-            )
-            _put(batch, index, row, crop)
-
-        return place
 
     def _count_bad(self, error: "_BadRowError") -> None:
         with self._lock:

@@ -8,7 +8,7 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from schemas.manifest import (
     ShardLocation,
     ShardSetManifest,
 )
-from schemas.records import RECORD_VERSION, ROWS_PER_BATCH
+from schemas.records import RECORD, RECORD_VERSION, ROWS_PER_BATCH
 
 _OPEN_SHARDS = 32
 """Files that one split keeps mapped; an epoch's window has four."""
@@ -306,38 +306,82 @@ class _MappedShard:
             self.reader = pa.ipc.open_file(pa.memory_map(str(path)))
         except (pa.ArrowException, OSError) as error:
             raise IntegrityError(f"{path} is not what was written: {error}") from error
-        self._batches: dict[int, pa.RecordBatch] = {}
+        self._batches: dict[int, _Columns] = {}
 
     def read(self, row: int) -> Row:
-        batch = self._batch(row // ROWS_PER_BATCH)
+        columns = self._batch(row // ROWS_PER_BATCH)
         place = row % ROWS_PER_BATCH
-        image = batch["image"].field("bytes")[place].as_py()
-        if image is None or checksum(image) != batch["crc32c"][place].as_py():
+        image = columns.image[place]
+        if checksum(image) != columns.crc32c[place]:
             raise IntegrityError(f"row {row} of {self._path} is not what was written")
         return Row(
-            uid=batch["uid"][place].as_py(),
+            uid=columns.uid[place],
             image=image,
-            label=batch["label"][place].as_py(),
-            height_px=batch["height_px"][place].as_py(),
-            width_px=batch["width_px"][place].as_py(),
-            source=batch["source"][place].as_py(),
+            label=int(columns.label[place]),
+            height_px=int(columns.height_px[place]),
+            width_px=int(columns.width_px[place]),
+            source=columns.source[place].decode(),
         )
 
     def labels(self) -> Int64s:
         count = self.reader.num_record_batches
-        parts = [self._batch(index)["label"].to_numpy() for index in range(count)]
-        return np.concatenate(parts).astype(np.int64)
+        return np.concatenate([self._batch(index).label for index in range(count)]).astype(np.int64)
 
-    def _batch(self, index: int) -> pa.RecordBatch:
-        batch = self._batches.get(index)
-        if batch is None:
+    def _batch(self, index: int) -> "_Columns":
+        columns = self._batches.get(index)
+        if columns is None:
             try:
-                batch = self.reader.get_batch(index)
-                batch.validate(full=True)  # a damaged offset must not lead outside the file
+                columns = _columns(self.reader.get_batch(index))
             except (pa.ArrowException, OSError) as error:
                 raise IntegrityError(f"{self._path} is not what was written: {error}") from error
-            self._batches[index] = batch
-        return batch
+            self._batches[index] = columns
+        return columns
+
+
+class _Blobs:
+    """A column of bytes, as a view of the file."""
+
+    def __init__(self, data: pa.Buffer, bounds: NDArray[np.int32]) -> None:
+        self._data = memoryview(data)
+        self._bounds = bounds
+
+    def __getitem__(self, place: int) -> bytes:
+        return self._data[self._bounds[place] : self._bounds[place + 1]].tobytes()
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """What rows are made of, as views of one record batch: Arrow's scalars cost more than a CRC."""
+
+    uid: _Blobs
+    image: _Blobs
+    label: NDArray[np.int32]
+    height_px: NDArray[np.int32]
+    width_px: NDArray[np.int32]
+    crc32c: NDArray[np.uint32]
+    source: _Blobs
+
+
+def _columns(batch: pa.RecordBatch) -> _Columns:
+    batch.validate(full=True)  # a damaged offset must not lead outside the file
+    if (batch.schema.names, batch.schema.types) != (RECORD.names, RECORD.types):
+        raise pa.ArrowInvalid("its columns are not those of a record")
+    columns = {field.name: batch[field.name] for field in fields(_Columns)}
+    columns["image"] = columns["image"].field("bytes")
+    if any(column.null_count for column in columns.values()):
+        raise pa.ArrowInvalid("a value is missing")
+    return _Columns(**{name: _view(column) for name, column in columns.items()})
+
+
+def _view(column: pa.Array) -> Any:
+    """The column without a copy; a batch that comes from a file starts where its buffers do."""
+    if pa.types.is_primitive(column.type):
+        return column.to_numpy()
+    if pa.types.is_fixed_size_binary(column.type):
+        width = column.type.byte_width
+        return _Blobs(column.buffers()[1], np.arange(len(column) + 1, dtype=np.int32) * width)
+    _, bounds, data = column.buffers()
+    return _Blobs(data, np.frombuffer(bounds, np.int32))
 
 
 def _read_table(path: Path) -> pa.Table:

@@ -174,19 +174,26 @@ def test_ctrl_c_pauses_and_the_same_command_goes_on(tmp_path: Path) -> None:
     assert "upstream: ran" not in again.stderr
 
 
-def test_a_second_signal_kills_at_once(tmp_path: Path) -> None:
-    words = ("run", "digits", "--until", "upstream", *sets())
-    (tmp_path / "twice").mkdir()
-    killed, left = interrupted(*words, cwd=tmp_path / "twice", when="run 2", number=signal.SIGTERM)
-    # Once is a pause, even while Ray is still starting.
-    assert killed.code == 75, killed.stderr
+def test_a_stop_while_ray_starts_is_a_pause(tmp_path: Path) -> None:
+    words = ("run", "digits", "--until", "upstream")
+    paused, left = interrupted(*words, cwd=tmp_path, when="run 2", signals=(signal.SIGTERM,))
+    assert paused.code == 75, paused.stderr
     assert not left
+
+
+def test_a_second_signal_kills_at_once(tmp_path: Path) -> None:
+    words = ("run", "digits", "--until", "upstream")
+    twice = (signal.SIGINT, signal.SIGINT)
+    killed, left = interrupted(*words, cwd=tmp_path, when="upstream: listing", signals=twice)
+    assert killed.code == 130, killed.stderr
+    assert not left
+    assert vitrail(*words, cwd=tmp_path).code == 0
 
 
 def test_a_stage_that_fails_takes_only_its_dependants_along(
     ray_cluster: RaySession, tmp_path: Path
 ) -> None:
-    good = write_folder(tmp_path / "good", {"cat": 6, "dog": 6})
+    good = write_folder(tmp_path / "good", per_class=6)
     bad = tmp_path / "bad"
     for name in ("cat", "dog"):
         (bad / name).mkdir(parents=True)

@@ -67,9 +67,9 @@ def vitrail(*words: str, cwd: Path, timeout_seconds: float = 300) -> Finished:
 
 
 def interrupted(
-    *words: str, cwd: Path, when: str, number: signal.Signals = signal.SIGINT
+    *words: str, cwd: Path, when: str, signals: tuple[signal.Signals, ...] = (signal.SIGINT,)
 ) -> tuple[Finished, list[str]]:
-    """Run a command, send it a signal once it has printed `when`; also what it left running."""
+    """Run a command, send it signals once it has printed `when`; also what it left running."""
     with (cwd / "stderr.txt").open("w+") as stderr:
         process = subprocess.Popen(
             [VITRAIL, *words],
@@ -83,7 +83,9 @@ def interrupted(
         _await_text(cwd / "stderr.txt", when, process)
         family = psutil.Process(process.pid).children(recursive=True)
         # A terminal sends Ctrl-C to the whole group.
-        os.killpg(process.pid, number)
+        for number in signals:
+            os.killpg(process.pid, number)
+            time.sleep(0.3)
         stdout, _ = process.communicate(timeout=120)
     gone, alive = psutil.wait_procs(family, timeout=10)
     assert len(gone) + len(alive) == len(family)

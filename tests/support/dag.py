@@ -77,7 +77,7 @@ class World:
             file="run.yaml",
             libraries=self.provenance.library_versions,
             fingerprint=lambda source: self.listing.get(source.uri, source.uri),
-            code_files=self.provenance.code_files,
+            code_files=self.provenance.code_files_of,
         )
 
     def plan(self, graph: Graph, selection: Selection | None = None) -> tuple[Planned, ...]:

@@ -149,16 +149,22 @@ class FixedProvenance:
     versions: dict[str, str] = field(default_factory=dict)
     """Versions that differ from 1.0."""
     code_files: dict[str, str] = field(default_factory=lambda: {"pipeline/x.py": "0" * 64})
+    """Source files that every kind uses."""
+    own_code: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Kind -> source files that it alone uses."""
 
-    def environment(self) -> Environment:
+    def code_files_of(self, kind: str) -> dict[str, str]:
+        return {**self.code_files, **self.own_code.get(kind, {})}
+
+    def environment(self, kind: str) -> Environment:
         return Environment(
             python="3.11",
             platform="linux",
             cpu="test",
             hostname="localhost",
             packages=dict(self.versions),
-            code_digest=digest_of(self.code_files),
-            code_files=dict(self.code_files),
+            code_digest=digest_of(self.code_files_of(kind)),
+            code_files=self.code_files_of(kind),
             git_commit=None,
             git_dirty=None,
         )
@@ -222,7 +228,7 @@ class InlineRunner:
                 key_record=request.key_record,
                 spec=request.spec,
                 input_artifacts={port: found.artifact for port, found in request.inputs.items()},
-                environment=self.provenance.environment(),
+                environment=self.provenance.environment(kind),
                 run=request.run,
                 started_at="2026-01-01T00:00:00+00:00",
                 seconds=1.5,

@@ -132,11 +132,23 @@ def test_an_unreadable_record_costs_explanations_only(made: World) -> None:
 
 def test_changed_code_is_told_and_reused(made: World) -> None:
     made.provenance.code_files["pipeline/x.py"] = "1" * 64
-    made.provenance.code_files["pipeline/new.py"] = "2" * 64
     decision = said(made, "pretrain").decision
     assert decision.action == "reuse"
     assert decision.code_changed == ("pipeline/x.py",)
-    assert "code changed: pipeline/x.py; reused" in decision.reason
+    assert decision.reason == "nothing that shapes it changed"
+
+
+def test_files_that_came_or_went_are_changed_code(made: World) -> None:
+    del made.provenance.code_files["pipeline/x.py"]
+    made.provenance.code_files["pipeline/new.py"] = "2" * 64
+    assert said(made, "pretrain").decision.code_changed == ("pipeline/new.py", "pipeline/x.py")
+
+
+def test_code_that_another_kind_uses_is_not_told(made: World) -> None:
+    made.provenance.own_code["evaluate"] = {"pipeline/figures.py": "3" * 64}
+    told = {entry.node.name: entry.decision.code_changed for entry in made.plan(graph_of())}
+    assert told.pop("accuracy") == ("pipeline/figures.py",)
+    assert set(told.values()) == {()}
 
 
 def test_force_runs_what_is_made(made: World) -> None:
@@ -173,7 +185,7 @@ def test_what_no_selected_stage_needs_is_not_even_listed(made: World) -> None:
         file="run.yaml",
         libraries=made.provenance.library_versions,
         fingerprint=lambda source: asked.append(source.uri) or source.uri,
-        code_files={},
+        code_files=made.provenance.code_files_of,
     )
     plan(graph_of(), facts, selection=Selection(only=("pixels",)))
     assert asked == ["/data/pets"]

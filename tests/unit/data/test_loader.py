@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.data.augment import CropParams, apply, centre_box, draw
+from pipeline.data.augment import CropParams, Draws, apply, centre_box, uniforms
 from pipeline.data.images import decode, resize
 from pipeline.data.loader import Batch, TrainLoader, eval_batches, probe_batch
 from pipeline.data.shards import AnySplit, ShardSet
@@ -74,6 +74,15 @@ def test_batches_are_the_same_for_any_world_and_threads(
 def test_a_loader_may_start_at_any_step(shared: ShardSet, start: int) -> None:
     split = shared.split("train")
     assert steps(split, 2, start=start) == steps(split, start + 2)[start:]
+
+
+def test_steps_that_are_planned_apart_are_the_same(
+    shared: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = shared.split("train")
+    together = steps(split, 9)
+    monkeypatch.setattr("pipeline.data.loader.SAMPLES_AT_ONCE", 1)
+    assert steps(split, 9) == together
 
 
 def test_an_epoch_has_no_row_twice_and_the_next_has_another_order(shared: ShardSet) -> None:
@@ -207,11 +216,10 @@ def test_evaluation_replaces_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("crop", ["none", "inception", "shift"])
 def test_a_drawn_box_lies_inside_the_image(crop: Any) -> None:
     spec = AugmentSpec(crop=crop, flip=True)
+    draws = Draws(spec, seed=1, epoch=0, positions=np.arange(200))
     for position in range(200):
         height, width = 1 + position % 37, 1 + position % 23
-        drawn = draw(
-            spec, seed=1, epoch=0, position=position, orig_hw=(height, width), out_hw=(8, 8)
-        )
+        drawn = draws.params(position, (height, width), (8, 8))
         left, top, right, bottom = drawn.box
         assert 0 <= left < right <= width
         assert 0 <= top < bottom <= height
@@ -219,17 +227,24 @@ def test_a_drawn_box_lies_inside_the_image(crop: Any) -> None:
 
 
 def test_draws_differ_by_position_epoch_and_seed_and_repeat() -> None:
-    def drawn(seed: int, epoch: int, position: int) -> CropParams:
-        size = (100, 140)
-        return draw(
-            EVERYTHING, seed=seed, epoch=epoch, position=position, orig_hw=size, out_hw=(32, 32)
-        )
+    def drawn(seed: int, epoch: int, positions: list[int]) -> list[CropParams]:
+        draws = Draws(EVERYTHING, seed=seed, epoch=epoch, positions=np.array(positions))
+        return [draws.params(i, (100, 140), (32, 32)) for i in range(len(positions))]
 
-    keys = list(itertools.product((0, 1), (0, 1), (0, 1)))
-    assert len({drawn(*key) for key in keys}) == len(keys)
+    keys = list(itertools.product((0, 1), (0, 1), ([0], [1])))
+    assert len({drawn(*key)[0] for key in keys}) == len(keys)
     assert [drawn(*key) for key in keys] == [drawn(*key) for key in keys]
-    flips = sum(drawn(0, 0, position).mirror for position in range(400))
+    flips = sum(params.mirror for params in drawn(0, 0, list(range(400))))
     assert 150 < flips < 250
+
+
+def test_a_draw_does_not_depend_on_what_is_drawn_with_it() -> None:
+    positions = np.array([7, 3, 2**40, 2**62 + 1, 3])
+    together = uniforms("inception", 1, 2, positions, count=5)
+    alone = [uniforms("inception", 1, 2, int(position), count=5) for position in positions]
+    np.testing.assert_array_equal(together, alone)
+    np.testing.assert_array_equal(together[:, :2], uniforms("inception", 1, 2, positions, count=2))
+    assert uniforms("inception", 1, 2, positions, count=0).shape == (5, 0)
 
 
 def test_the_centre_box_has_the_inputs_aspect() -> None:

@@ -1,11 +1,14 @@
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from datasets import load_dataset
 
-from pipeline.data.shards import ShardSet
+from pipeline.data.shards import Row, ShardSet
+from pipeline.data.staging import write_arrow
 from schemas.errors import DataError, IntegrityError
 from schemas.manifest import MANIFEST_FILE, SHARD_TABLE_FILE
 from schemas.records import RECORD, ROWS_PER_BATCH
@@ -135,3 +138,27 @@ def test_rows_of_many_batches_are_found(tmp_path: Path) -> None:
     split = ShardSet.open(tmp_path / "out").split("train")
     rows = [split.row(index) for index in range(split.num_rows)]
     assert len({row.uid for row in rows}) == len(rows)
+    stored = [row for path in shard_paths(ShardSet.open(tmp_path / "out")) for row in plain(path)]
+    assert [asdict(row) for row in rows] == stored
+
+
+def plain(path: Path) -> list[dict[str, Any]]:
+    """Rows as stock pyarrow reads them."""
+    table = pa.ipc.open_file(str(path)).read_all()
+    rows = table.select([field.name for field in fields(Row)]).to_pylist()
+    return [{**row, "image": row["image"]["bytes"]} for row in rows]
+
+
+def test_a_column_of_another_type_is_refused(tmp_path: Path) -> None:
+    data = small_set(tmp_path)
+    path = shard_paths(data)[0]
+    table = pa.ipc.open_file(str(path)).read_all()
+    place = table.schema.get_field_index("label")
+    label = table["label"].combine_chunks().view(pa.float32())
+    write_arrow(
+        path,
+        table.set_column(place, pa.field("label", pa.float32(), nullable=False), label),
+        rows_per_batch=ROWS_PER_BATCH,
+    )
+    with pytest.raises(IntegrityError, match=rf"{path.name} is not .*columns are not those"):
+        data.split("train").row(0)

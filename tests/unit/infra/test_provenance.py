@@ -5,22 +5,26 @@ from pathlib import Path
 import pytest
 
 from infra.provenance import LocalProvenance
+from jobs.wiring import ENTRY_MODULES
 from schemas.errors import UnreachableError
 
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A checkout of two source files, without git."""
+    """A checkout of three source files, without git."""
     (tmp_path / "pyproject.toml").write_text(
         '[project]\ndependencies = ["numpy>=2", "ruamel.yaml>=0.18", "not-installed-here"]\n'
     )
-    (tmp_path / "pipeline" / "recipes").mkdir(parents=True)
-    (tmp_path / "pipeline" / "a.py").write_text("a = 1\n")
-    (tmp_path / "pipeline" / "recipes" / "b.yaml").write_text("name: b\n")
-    (tmp_path / "pipeline" / "notes.txt").write_text("no code")
-    (tmp_path / "tests").mkdir()
-    (tmp_path / "tests" / "test_a.py").write_text("")
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline" / "a.py").write_text("from pipeline import b\n")
+    (tmp_path / "pipeline" / "b.py").write_text("b = 1\n")
+    (tmp_path / "pipeline" / "other.py").write_text("")
     return tmp_path
+
+
+def provenance(root: Path) -> LocalProvenance:
+    """Of a checkout whose stages of kind `a` are made by `pipeline.a`."""
+    return LocalProvenance(root, {"a": "pipeline.a", "other": "pipeline.other"})
 
 
 def _git(folder: Path, *arguments: str) -> None:
@@ -28,36 +32,37 @@ def _git(folder: Path, *arguments: str) -> None:
     subprocess.run(["git", *names, *arguments], cwd=folder, check=True, capture_output=True)
 
 
-def test_code_files_are_those_of_our_rooms(copy: Path) -> None:
-    assert list(LocalProvenance(copy).code_files) == ["pipeline/a.py", "pipeline/recipes/b.yaml"]
+def test_code_files_are_those_that_the_kind_uses(copy: Path) -> None:
+    assert list(provenance(copy).code_files("a")) == ["pipeline/a.py", "pipeline/b.py"]
+    assert list(provenance(copy).code_files("other")) == ["pipeline/other.py"]
 
 
-def test_the_code_digest_follows_the_code(copy: Path) -> None:
-    before = LocalProvenance(copy).environment()
-    assert LocalProvenance(copy).environment() == before
-    (copy / "pipeline" / "a.py").write_text("a = 2\n")
-    after = LocalProvenance(copy).environment()
+def test_the_code_digest_follows_the_code_of_the_kind(copy: Path) -> None:
+    before = provenance(copy).environment("a")
+    (copy / "pipeline" / "other.py").write_text("changed = True\n")
+    assert provenance(copy).environment("a") == before
+    (copy / "pipeline" / "b.py").write_text("b = 2\n")
+    after = provenance(copy).environment("a")
     assert after.code_digest != before.code_digest
-    assert (
-        after.code_files["pipeline/recipes/b.yaml"] == before.code_files["pipeline/recipes/b.yaml"]
-    )
+    assert after.code_files["pipeline/a.py"] == before.code_files["pipeline/a.py"]
+    assert after.code_files["pipeline/b.py"] != before.code_files["pipeline/b.py"]
 
 
 def test_packages_are_the_declared_dependencies_that_are_installed(copy: Path) -> None:
-    assert list(LocalProvenance(copy).environment().packages) == ["numpy", "ruamel.yaml"]
+    assert list(provenance(copy).environment("a").packages) == ["numpy", "ruamel.yaml"]
 
 
 def test_this_checkout_knows_its_machine_and_packages(checkout: Path) -> None:
-    found = LocalProvenance(checkout).environment()
+    found = LocalProvenance(checkout, ENTRY_MODULES).environment("evaluate")
     assert {"torch", "ray", "mlflow", "deepspeed"} <= set(found.packages)
     assert found.cpu
     assert found.hostname
-    assert "infra/provenance.py" in found.code_files
+    assert "pipeline/model/vit.py" in found.code_files
 
 
 def test_without_a_checkout_of_its_own_there_is_no_commit(copy: Path) -> None:
     _git(copy, "init")
-    found = LocalProvenance(copy / "pipeline").environment()
+    found = provenance(copy / "pipeline").environment("a")
     assert (found.git_commit, found.git_dirty) == (None, None)
 
 
@@ -65,16 +70,16 @@ def test_a_commit_is_dirty_once_a_file_changed(copy: Path) -> None:
     _git(copy, "init")
     _git(copy, "add", ".")
     _git(copy, "commit", "-m", "a")
-    clean = LocalProvenance(copy).environment()
+    clean = provenance(copy).environment("a")
     assert clean.git_commit is not None
     assert len(clean.git_commit) == 40
     assert clean.git_dirty is False
-    (copy / "pipeline" / "a.py").write_text("a = 2\n")
-    assert LocalProvenance(copy).environment().git_dirty is True
+    (copy / "pipeline" / "other.py").write_text("changed = True\n")
+    assert provenance(copy).environment("a").git_dirty is True
 
 
 def test_a_library_that_is_missing_is_named(copy: Path) -> None:
-    found = LocalProvenance(copy)
+    found = provenance(copy)
     assert list(found.library_versions(["numpy", "pillow"])) == ["numpy", "pillow"]
     with pytest.raises(UnreachableError, match="not-installed-here is not installed"):
         found.library_versions(["not-installed-here"])

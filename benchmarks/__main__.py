@@ -1,0 +1,34 @@
+"""Runs every benchmark and keeps its document: `python -m benchmarks`."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+MODULES = ("quickstart", "photos")
+_RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> int:
+    """Exit 0 if every goal holds."""
+    return max(_run(name) for name in MODULES)
+
+
+def _run(name: str) -> int:
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}"], stdout=subprocess.PIPE, text=True, check=False
+    )
+    lines = done.stdout.splitlines()
+    if not lines:
+        print(f"{name}: no result, exit {done.returncode}")
+        return 1
+    document = json.loads(lines[-1])
+    _RESULTS.mkdir(exist_ok=True)
+    (_RESULTS / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n")
+    verdict = "holds" if document["holds"] else "does not hold"
+    print(f"{name}: {document['figure']} {document['unit']}; {document['goal']}: {verdict}")
+    return done.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
