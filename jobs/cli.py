@@ -245,12 +245,13 @@ def cancel(run: RunArgument, *, workspace: WorkspaceOption = None) -> None:
 def ui(
     *,
     workspace: WorkspaceOption = None,
+    tracking_uri: TrackingOption = None,
     port: Annotated[int, typer.Option("--port", help="Port on the loopback interface.")] = 5000,
 ) -> None:
     """Open MLflow on the workspace, until Ctrl-C."""
     from jobs.commands import serve_ui
 
-    serve_ui(workspace, port)
+    serve_ui(workspace, tracking_uri, port)
 
 
 @app.command()

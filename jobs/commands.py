@@ -243,17 +243,19 @@ def _print_next(document: RunDocument, target: Target) -> None:
         console.print(f"  vitrail explain {target.spec} {trained[0]} --set {changed}", markup=False)
 
 
-def serve_ui(folder: Path | None, port: int) -> None:
-    """Become the MLflow server of a workspace."""
+def serve_ui(folder: Path | None, tracking_uri: str | None, port: int) -> None:
+    """Become the MLflow server of a workspace, or of another database."""
     from infra.mlflow_tracking import ui_command, ui_environment
 
     workspace = open_workspace(folder)
-    if not (workspace.root / "mlflow.db").is_file():
+    if tracking_uri is None and not (workspace.root / "mlflow.db").is_file():
         raise UsageError(
             f"there is no tracking database in {workspace.root} yet", hint="vitrail run digits"
         )
     command = ui_command(
-        workspace.tracking_uri, artifact_root=workspace.root / "mlartifacts", port=port
+        tracking_uri or workspace.tracking_uri,
+        artifact_root=workspace.root / "mlartifacts",
+        port=port,
     )
     stderr().print(f"MLflow on http://127.0.0.1:{port}, until Ctrl-C", markup=False)
     sys.stderr.flush()

@@ -41,7 +41,14 @@ _OWN_CORES: Mapping[str, float] = {"evaluate": 1, "baseline": 1, "report": 1}
 
 
 def cores_of(request: StageRequest) -> float:
-    """What the process of a stage takes from the cluster."""
+    """What the process of a stage takes from the cluster.
+
+    A stage that searches and then starts a gang holds its core for both: Ray lends out the core of
+    a task that waits, so the gang can have it.
+    """
+    trains_alone = request.spec.get("resources", {}).get("engine") == "torch"
+    if trains_alone or request.spec.get("search") is not None:
+        return 1
     return _OWN_CORES.get(request.spec["kind"], 0)
 
 
