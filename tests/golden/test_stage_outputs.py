@@ -1,0 +1,120 @@
+"""One golden output for each stage kind that computes something.
+
+A value here fails when the meaning of a kind has changed. Then the kind's `revision` is raised in
+`schemas/`, CHANGELOG says so under "Changes stage keys", and the new value is written here.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jobs import baseline, evaluate, ingest, train
+from jobs import filter as filtering
+from pipeline.data.shards import ShardSet
+from schemas.data import FilterSpec, IngestSpec
+from schemas.evaluation import AccuracyReport, BaselineSpec, EvaluateSpec
+from schemas.manifest import DATASET_FOLDER
+from schemas.training import FinetuneSpec, PretrainSpec
+from tests.support.stages import StageRun, run_stage
+
+LOSS_TOLERANCE = 1e-4
+"""Kinds of CPU differ in the last bits, and 12 steps of training carry them on."""
+DIGITS = IngestSpec.parse(
+    {
+        "source": {"type": "sklearn", "name": "digits"},
+        "select": {"classes": ["0", "1", "2"], "per_class": {"train": 40}},
+        "split": {"test_ratio": 0.2},
+        "image": {"encoding": "png"},
+    }
+)
+TRAINING: dict[str, Any] = {
+    "data": "digits",
+    "augment": {"crop": "inception", "flip": True},
+    "optim": {"peak_lr": 3e-3, "warmup_steps": 2},
+    "batch": {"global_samples": 24},
+    "duration": {"steps": 12},
+    "resources": {"engine": "torch"},
+}
+MODEL = {"width": 24, "depth": 2, "num_heads": 3, "mlp_dim": 32, "patch_px": 4, "image_px": 8}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _torch_is_left_as_it_was() -> Iterator[None]:
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(deterministic)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> StageRun:
+    return run_stage(ingest.run, DIGITS, tmp_path_factory.mktemp("golden") / "digits")
+
+
+@pytest.fixture(scope="module")
+def pretrained(digits: StageRun, tmp_path_factory: pytest.TempPathFactory) -> StageRun:
+    spec = PretrainSpec.parse({**TRAINING, "model": MODEL})
+    inputs = {"data": digits.at("train")}
+    folder = tmp_path_factory.mktemp("golden") / "pretrained"
+    return run_stage(train.run, spec, folder, inputs=inputs, seed=3)
+
+
+def test_ingest(digits: StageRun) -> None:
+    data = ShardSet.open(digits.path / DATASET_FOLDER)
+    assert {name: entry.rows for name, entry in data.manifest.splits.items()} == GOLDEN["splits"]
+    first = data.split("train").row(0)
+    assert (first.source, first.label, first.uid.hex()) == GOLDEN["first"]
+
+
+def test_filter(digits: StageRun, tmp_path: Path) -> None:
+    fewer = DIGITS.select.revise(per_class={"train": 20}, seed=1)
+    other = run_stage(ingest.run, DIGITS.revise(select=fewer), tmp_path / "other")
+    spec = FilterSpec.parse({"data": "digits", "against": ["other@train"]})
+    inputs = {"data": digits.at("train"), "against[0]": other.at("train")}
+    cleaned = run_stage(filtering.run, spec, tmp_path / "clean", inputs=inputs)
+    left = ShardSet.open(cleaned.path / DATASET_FOLDER).manifest.splits["train"].rows
+    assert (cleaned.output.metrics["filter/exact_count"], left) == GOLDEN["filter"]
+
+
+def test_pretrain(pretrained: StageRun) -> None:
+    assert pretrained.output.metrics["train/loss"] == pytest.approx(
+        GOLDEN["pretrain_loss"], abs=LOSS_TOLERANCE
+    )
+
+
+def test_finetune_and_evaluate(digits: StageRun, pretrained: StageRun, tmp_path: Path) -> None:
+    spec = FinetuneSpec.parse({**TRAINING, "init": "pretrained", "model": {"image_px": 12}})
+    inputs = {"data": digits.at("train"), "init": pretrained.at(None)}
+    tuned = run_stage(train.run, spec, tmp_path / "tuned", inputs=inputs, seed=3)
+    assert tuned.output.metrics["train/loss"] == pytest.approx(
+        GOLDEN["finetune_loss"], abs=LOSS_TOLERANCE
+    )
+    measured = run_stage(
+        evaluate.run,
+        EvaluateSpec.parse({"data": "digits", "model": "tuned"}),
+        tmp_path / "accuracy",
+        inputs={"data": digits.at("test"), "model": tuned.at(None)},
+    )
+    assert measured.output.metrics["test/nll"] == pytest.approx(GOLDEN["nll"], abs=LOSS_TOLERANCE)
+
+
+def test_baseline(digits: StageRun, tmp_path: Path) -> None:
+    spec = BaselineSpec.parse({"data": "digits", "image_px": 8})
+    made = run_stage(baseline.run, spec, tmp_path / "pixels", inputs={"data": digits.at(None)})
+    report = AccuracyReport.parse(json.loads((made.path / "accuracy.json").read_text()))
+    correct = {found.method: (found.correct, found.total) for found in report.accuracies}
+    assert correct == GOLDEN["baseline"]
+
+
+GOLDEN: dict[str, Any] = {
+    "splits": {"test": 118, "train": 120},
+    "first": (),
+    "filter": (18, 102),
+    "pretrain_loss": 1.0661816596984863,
+    "finetune_loss": 1.0447971820831299,
+    "nll": 0.0,
+    "baseline": {"logistic_regression": (117, 118), "nearest_neighbour": (118, 118)},
+}
