@@ -10,15 +10,32 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from infra.atomic_files import disk_errors, write_atomic
+from schemas.errors import PausedError
+
+_TURN_SECONDS = 0.5
+"""How often somebody who waits looks whether to stop."""
 
 
 class KeyLock:
     """Fulfils `pipeline.ports.Hold`. Spares work that is done twice; nothing else relies on it."""
 
-    def __init__(self, folder: Path, *, say: Callable[[str], None]) -> None:
-        """Guard the folder of an artifact; `say` gets one line when somebody else holds it."""
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        say: Callable[[str], None],
+        stop: Callable[[], bool] | None = None,
+    ) -> None:
+        """Guard a folder.
+
+        Args:
+            folder: Of an artifact.
+            say: Gets one line when somebody else holds the lock.
+            stop: Asked several times a second while somebody else holds it; True ends the wait.
+        """
         self._folder = folder
         self._say = say
+        self._stop = stop
         self._name = folder / "holder.json"
         self._lock = FileLock(folder / "lock", thread_local=False)
 
@@ -29,8 +46,20 @@ class KeyLock:
                 self._lock.acquire(timeout=0)
             except Timeout:
                 self._say(f"{self._folder.name}: waiting for {self._holder()}, who is making it")
-                self._lock.acquire(poll_interval=0.2)
+                self._wait()
             self._write_name()
+
+    def _wait(self) -> None:
+        while True:
+            try:
+                self._lock.acquire(timeout=_TURN_SECONDS, poll_interval=0.2)
+            except Timeout:
+                if self._stop is None or not self._stop():
+                    continue
+                raise PausedError(
+                    f"stopped on request while {self._holder()} was making {self._folder.name}"
+                ) from None
+            return
 
     def __exit__(self, *exc: object) -> None:
         with contextlib.suppress(OSError):

@@ -48,12 +48,26 @@ class SegmentLog:
 def read_points(path: Path, offset: int) -> tuple[list[MetricPoint], int]:
     """Points from byte `offset` on, and the offset after them; a torn last line waits.
 
+    A file that was begun anew since, so that no line starts at `offset`, is read from its start.
+
     Raises:
         IntegrityError: If a whole line is not a point.
     """
+    offset = offset if _line_starts(path, offset) else 0
     lines = read_lines(path, offset)
     try:
         points = [MetricPoint.model_validate_json(line) for line, _ in lines]
     except ValidationError as error:
         raise IntegrityError(f"{path} holds a line that is not a metric point: {error}") from error
     return points, lines[-1][1] if lines else offset
+
+
+def _line_starts(path: Path, offset: int) -> bool:
+    if offset == 0:
+        return True
+    try:
+        with path.open("rb") as file:
+            file.seek(offset - 1)
+            return file.read(1) == b"\n"
+    except FileNotFoundError:
+        return True

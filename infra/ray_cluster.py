@@ -22,6 +22,8 @@ _QUIET = {
 }
 _EMBEDDED_OBJECT_STORE_BYTES = 128 * 2**20
 """Stages exchange files, not objects: the smallest useful store leaves memory for training."""
+_PROBE_SECONDS = 120
+"""For every node to start a process and to answer."""
 
 
 def import_ray() -> Any:
@@ -66,7 +68,7 @@ def cluster(address: str | None, *, code: Path | None = None) -> Iterator[Any]:
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
-        raise _unreachable(address or "embedded", error) from error
+        raise _not_started(address, error) from error
     try:
         yield ray
     finally:
@@ -97,10 +99,23 @@ def check_listens(host: str, port: int, address: str) -> None:
         raise _unreachable(address, error) from error
 
 
-def _unreachable(address: str, error: Exception) -> UnreachableError:
-    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _not_started(address: str | None, error: Exception) -> UnreachableError:
+    if address is not None:
+        return _unreachable(address, error)
     return UnreachableError(
-        f"no Ray cluster answers at {address}: {first}",
+        f"Ray could not start on this machine: {_first_line(error)}",
+        hint="look at the space in /dev/shm and in the temporary folder; Ray's own logs are in "
+        "/tmp/ray/session_latest/logs",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _unreachable(address: str, error: Exception) -> UnreachableError:
+    return UnreachableError(
+        f"no Ray cluster answers at {address}: {_first_line(error)}",
         hint="start one with `ray start --head`, or leave out --address to run on this machine",
     )
 
@@ -109,7 +124,7 @@ def require_shared(ray: Any, folder: Path) -> None:
     """Prove that every node of the cluster can read and write `folder`.
 
     Raises:
-        UnreachableError: Naming the first node that cannot.
+        UnreachableError: Naming the first node that cannot, or if the nodes do not answer.
     """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -126,7 +141,7 @@ def require_shared(ray: Any, folder: Path) -> None:
             ).remote(str(probe), node["NodeManagerAddress"])
             for node in nodes
         ]
-        for node, answer in zip(nodes, ray.get(answers, timeout=120), strict=True):
+        for node, answer in zip(nodes, _told(ray, answers), strict=True):
             if answer != nonce:
                 raise UnreachableError(
                     f"node {node['NodeManagerAddress']} cannot use the store at {folder}: {answer}",
@@ -135,6 +150,18 @@ def require_shared(ray: Any, folder: Path) -> None:
     finally:
         for left in folder.glob(f".probe-{nonce}*"):
             left.unlink(missing_ok=True)
+
+
+def _told(ray: Any, answers: list[Any]) -> list[str]:
+    try:
+        told: list[str] = ray.get(answers, timeout=_PROBE_SECONDS)
+    except ray.exceptions.RayError as error:  # no answer in time, or no process could be set up
+        raise UnreachableError(
+            f"the nodes of the cluster cannot run a task: {type(error).__name__}: "
+            f"{_first_line(error)}",
+            hint="`ray status` tells which nodes are alive; they need our Python and packages",
+        ) from error
+    return told
 
 
 def _echo(path: str, node: str) -> str:

@@ -4,16 +4,20 @@ import asyncio
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from infra.ray_cluster import check_listens, import_ray
 from schemas.errors import UnreachableError, UsageError
 
+T = TypeVar("T")
+
 _POLL_SECONDS = 1.0
+_PATIENCE_SECONDS = 30.0
+"""How long a server may fail to answer before it counts as gone."""
 _ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 _STOP_WAIT_SECONDS = "120"
 """Between SIGTERM and SIGKILL of a stopped job: long enough to finish a step and a checkpoint."""
@@ -22,8 +26,12 @@ _STOP_WAIT_SECONDS = "120"
 class JobServer:
     """The Jobs API at one address."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, patience_seconds: float = _PATIENCE_SECONDS) -> None:
         """Connect.
+
+        Args:
+            address: Of the form http://host:port.
+            patience_seconds: How long a question is repeated to a server that fails to answer.
 
         Raises:
             UnreachableError: If no Jobs server answers there.
@@ -39,6 +47,7 @@ class JobServer:
         from ray.job_submission import JobSubmissionClient
 
         self.address = address
+        self._patience_seconds = patience_seconds
         try:
             self._client = JobSubmissionClient(address)
         except Exception as error:
@@ -53,7 +62,8 @@ class JobServer:
         """Start a job, or adopt the one of this name that is still running.
 
         Args:
-            entrypoint: Arguments of the cluster's Python; `{job}` stands for the submission id.
+            entrypoint: Arguments of the cluster's Python; the word `{job}` stands for the
+                submission id.
             name: The same work has the same name; attempts are numbered behind it.
             code: Folder that becomes the job's working directory.
             metadata: Shown beside the job.
@@ -66,7 +76,7 @@ class JobServer:
         if running:
             return running[0], True
         job = f"{name}-{len(attempts) + 1}"
-        command = shlex.join(word.format(job=job) for word in entrypoint)
+        command = shlex.join(job if word == "{job}" else word for word in entrypoint)
         try:
             self._client.submit_job(
                 entrypoint=f"{_python()} {command}",
@@ -77,22 +87,44 @@ class JobServer:
                     "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": _STOP_WAIT_SECONDS},
                 },
             )
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:  # what `requests` raises is an OSError
             if "already exists" in str(error):  # somebody submitted the same in the meantime
                 return job, True
             raise UnreachableError(f"{self.address} refused the job: {error}") from error
         return job, False
 
     def _attempts(self, name: str) -> dict[str, str]:
-        jobs = [job for job in self._client.list_jobs() if job.submission_id]
+        known = self._ask(self._client.list_jobs) or []
+        jobs = [job for job in known if job.submission_id]
         mine = [job for job in jobs if job.submission_id.rpartition("-")[0] == name]
         return {job.submission_id: str(job.status.value) for job in mine}
 
     def info(self, submission_id: str) -> Any | None:
-        """Ray's record of a job (`status`, `message`, `driver_exit_code`, `metadata`), or None."""
-        with suppress(RuntimeError):
-            return self._client.get_job_info(submission_id)
-        return None
+        """Ray's record of a job (`status`, `message`, `driver_exit_code`, `metadata`).
+
+        Returns:
+            None only if the server answers that it knows no such job.
+
+        Raises:
+            UnreachableError: If the server does not answer, as all questions here.
+        """
+        return self._ask(lambda: self._client.get_job_info(submission_id))
+
+    def _ask(self, question: Callable[[], T]) -> T | None:
+        """The answer; None if the server does not know what was asked about."""
+        deadline = time.monotonic() + self._patience_seconds
+        while True:
+            try:
+                return question()
+            except (RuntimeError, OSError) as error:  # what `requests` raises is an OSError
+                if "status code 404" in str(error):
+                    return None
+                if time.monotonic() >= deadline:
+                    raise UnreachableError(
+                        f"the Jobs server at {self.address} does not answer: {error}",
+                        hint="ask again later; the job itself may go on",
+                    ) from error
+            time.sleep(min(_POLL_SECONDS, self._patience_seconds))
 
     def status(self, submission_id: str) -> str | None:
         """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED; None for an unknown job."""
@@ -109,9 +141,8 @@ class JobServer:
         return status
 
     def logs(self, submission_id: str) -> str:
-        """Everything the job has printed so far."""
-        text: str = self._client.get_job_logs(submission_id)
-        return text
+        """Everything the job has printed so far; nothing for an unknown job."""
+        return self._ask(lambda: self._client.get_job_logs(submission_id)) or ""
 
     def follow(self, submission_id: str) -> Iterator[str]:
         """The job's output as it comes, until the job has ended.
@@ -136,7 +167,7 @@ class JobServer:
 
     def stop(self, submission_id: str) -> None:
         """Ask Ray to end the job: SIGTERM first."""
-        self._client.stop_job(submission_id)
+        self._ask(lambda: self._client.stop_job(submission_id))
 
 
 def _python() -> str:

@@ -71,13 +71,11 @@ class RunFolder:
         Raises:
             IntegrityError: If a line is not an event.
         """
-        lines = read_lines(self.events_path, offset)
         try:
+            lines = read_lines(self.events_path, offset)
             return [(Event.model_validate_json(line), after) for line, after in lines]
-        except ValidationError as error:
-            raise IntegrityError(
-                f"{self.events_path} holds a line that is not an event: {error}"
-            ) from error
+        except (ValidationError, UnicodeDecodeError) as error:
+            raise IntegrityError(f"{self.events_path} holds a line that is not an event") from error
 
     def load_cursor(self) -> MirrorCursor:
         """How far the mirror has come; from the start where nothing is known.

@@ -5,6 +5,7 @@
         result.json                             the commit point: made once, names the attempt
         attempts/<ulid>/files/...               what the stage wrote
         attempts/<ulid>/{record,manifest}.json  the documents
+        attempts/<ulid>/verified.json           that its bytes were read and found whole
         progress/...                            what a later attempt goes on from
         lock, holder.json                       who works on the key now
     refs/<experiment>/<stage>.json              what a stage of this name made last
@@ -17,6 +18,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import time
 import urllib.parse
 from collections.abc import Callable
@@ -28,6 +30,7 @@ from pydantic import ValidationError
 
 from infra.atomic_files import disk_errors, free_bytes, fsync_path, write_atomic, write_beside
 from infra.file_digests import file_fault, file_sha256, fsync_tree, list_content
+from infra.first_reads import VERIFIED_FILE, input_fault
 from infra.key_locks import KeyLock
 from infra.time_ids import attempt_id
 from pipeline.ports import Attempt
@@ -39,6 +42,7 @@ from schemas.artifacts import (
     artifact_name,
 )
 from schemas.errors import IntegrityError, SpecError, UnreachableError
+from schemas.runs import InputArtifact
 from schemas.spec import canonical_json, digest_of
 
 FORMAT = "vitrail-store/1"
@@ -108,13 +112,7 @@ class LocalStore:
         Raises:
             IntegrityError: If it is missing or unreadable.
         """
-        path = self._attempt_folder(result) / "record.json"
-        try:
-            return StageRecord.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
-            raise IntegrityError(
-                f"the record of {result.artifact} is missing or unreadable", where=str(path)
-            ) from error
+        return _read_record(self._attempt_folder(result) / "record.json", result.artifact)
 
     def present(self, result: StageResult) -> str | None:
         """None if every file is there, size and mtime equal; else a sentence on the first fault."""
@@ -124,8 +122,22 @@ class LocalStore:
         """As `present`, but reads every byte; the mtime does not matter then."""
         return self._first_fault(result, read_all=True)
 
+    def check_input(self, artifact: InputArtifact) -> str | None:
+        """None if an input is whole; see `infra.first_reads`.
+
+        What a damaged one was made from is read anew before its next use: the two may share files
+        by hard links.
+        """
+        fault = input_fault(Path(artifact.path), artifact.digest)
+        if fault is not None:
+            self._distrust_inputs(artifact)
+        return fault
+
     def discard(self, result: StageResult, reason: str) -> None:
-        """Take a result out of sight; a result that another attempt has replaced is left alone."""
+        """Take a result out of sight; a result that another attempt has replaced is left alone.
+
+        Its progress goes with it, so that the next attempt begins from its inputs.
+        """
         final = self._folder(result.kind, result.key) / "result.json"
         current = self._read_result(final)
         if current is None or current.attempt != result.attempt:
@@ -134,6 +146,8 @@ class LocalStore:
         note = {"reason": reason, "at": _now(), "result": result.dump()}
         with disk_errors("discard an artifact", aside):
             write_atomic(aside, canonical_json(note) + "\n")
+            # First: nobody begins at the key while its result stands.
+            shutil.rmtree(final.parent / "progress", ignore_errors=True)
             final.unlink(missing_ok=True)
             fsync_path(final.parent)
 
@@ -222,6 +236,14 @@ class LocalStore:
         faults = (file_fault(folder, file, read_all=read_all) for file in manifest.files)
         return next((fault for fault in faults if fault), None)
 
+    def _distrust_inputs(self, artifact: InputArtifact) -> None:
+        record_path = Path(artifact.path).parent / "record.json"
+        with contextlib.suppress(IntegrityError):  # without a record nothing is known of them
+            for name in _read_record(record_path, artifact.artifact).input_artifacts.values():
+                attempts = self._root / "artifacts" / name / "attempts"
+                for note in attempts.glob(f"*/{VERIFIED_FILE}"):
+                    note.unlink(missing_ok=True)
+
     def _read_result(self, path: Path) -> StageResult | None:
         """A result file; one that cannot be parsed is moved aside, so that it hinders nobody."""
         try:
@@ -272,6 +294,15 @@ class LocalStore:
         if len(name) > 200:
             name = f"{name[:180]}-{digest_of(stage)[:16]}"
         return self._root / "refs" / experiment / f"{name}.json"
+
+
+def _read_record(path: Path, artifact: str) -> StageRecord:
+    try:
+        return StageRecord.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise IntegrityError(
+            f"the record of {artifact} is missing or unreadable", where=str(path)
+        ) from error
 
 
 def _create_once(final: Path, text: str) -> None:

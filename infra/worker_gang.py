@@ -4,9 +4,11 @@ Nothing is reported to Ray Train as a checkpoint: a restarted gang finds its own
 """
 
 import os
+import re
 import secrets
+import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,10 @@ from schemas.errors import InfrastructureError, PausedError, StageFailedError, V
 
 MAX_RESTARTS = 2
 """Times that a gang is started again after a process or a connection was lost."""
+MAX_WAITS = 60
+"""Times, of about a minute each, that a gang waits for room on a cluster that others use."""
+_PEER = re.compile(r"connection|peer|socket|gloo|nccl|timed out|timeout|broken pipe", re.IGNORECASE)
+"""In the text of torch's plain RuntimeErrors that mean a lost peer."""
 _QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon an end is noticed
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths of a stage may be relative to the driver's folder
@@ -44,6 +50,7 @@ def run_gang(
     gang: Gang,
     *,
     say: Callable[[str], None],
+    stop: Callable[[], bool],
 ) -> dict[str, Any]:
     """Run `function(config)` in every process of `gang`, inside a torch process group.
 
@@ -54,19 +61,23 @@ def run_gang(
         function: Importable by name in a worker; called with `config`.
         config: Picklable.
         gang: Processes and their resources.
-        say: Told when the gang has to start again.
+        say: Told when the gang has to wait or to start again, and the traceback of a bug.
+        stop: Asked while the gang waits for room; the processes look for themselves later.
 
     Returns:
         What rank 0 returned.
 
     Raises:
         VitrailError: The one that a worker raised, as itself; it is not tried again.
-        StageFailedError: If a worker raised anything else that is no loss of a process.
+        PausedError: If a worker raised it, or if asked to stop while waiting for room.
+        StageFailedError: If the cluster can never hold the gang or had no room for an hour, or if
+            a worker raised anything else that is no loss of a process.
         InfrastructureError: If processes were lost more often than `MAX_RESTARTS`.
     """
+    require_room(gang, [node["Resources"] for node in import_ray().nodes() if node["Alive"]])
     for start in range(MAX_RESTARTS + 1):
         try:
-            answer = _fit(function, config, gang)
+            answer = _fit_in_turn(function, config, gang, say=say, stop=stop)
         except _LostError as lost:
             reason = str(lost)
             if start < MAX_RESTARTS:
@@ -81,12 +92,50 @@ def run_gang(
     )
 
 
+def require_room(gang: Gang, nodes: Iterable[Mapping[str, float]]) -> None:
+    """Refuse a gang that would wait for ever.
+
+    Args:
+        gang: Processes and their resources.
+        nodes: The whole resources of every living node, busy or not.
+
+    Raises:
+        StageFailedError: Naming what was asked, what there is, and what to set.
+    """
+    held = list(nodes)
+    asked = {"CPU": gang.cpus_per_worker, "GPU": gang.gpus_per_worker}
+    needs = {name: amount for name, amount in asked.items() if amount > 0}
+    # A worker lives on one node, so what is left over on several nodes cannot be added up.
+    places = sum(
+        min((int(node.get(name, 0.0) / need + 1e-6) for name, need in needs.items()), default=0)
+        for node in held
+    )
+    if not needs or places >= gang.workers:
+        return
+    has = {name: sum(node.get(name, 0.0) for node in held) for name in asked}
+    raise StageFailedError(
+        f"{gang.workers} training worker(s) with {gang.cpus_per_worker:g} CPU and "
+        f"{gang.gpus_per_worker:g} GPU each do not fit: the cluster has {has['CPU']:g} CPU and "
+        f"{has['GPU']:g} GPU on {len(held)} node(s), which is room for {places}",
+        hint=f"set resources.workers to {places} or less"
+        if places
+        else "set resources.cpus_per_worker and resources.gpus_per_worker to what one node has",
+    )
+
+
 class _LostError(Exception):
     """A process or a connection between processes is gone; another start may go well."""
 
 
+class _BusyError(Exception):
+    """Others hold the resources; nothing has been started."""
+
+
 class _InWorker:
-    """`function` as every process runs it: a pause is an answer, since all ranks agree on it."""
+    """`function` as every process runs it: a pause is an answer, since all ranks agree on it.
+
+    The traceback of anything else becomes a note, since only notes travel with an exception.
+    """
 
     def __init__(self, function: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         self._function = function
@@ -96,10 +145,43 @@ class _InWorker:
             return self._function(config)
         except PausedError as paused:
             return paused
+        except VitrailError:
+            raise
+        except Exception as error:
+            error.add_note(traceback.format_exc())
+            raise
+
+
+def _fit_in_turn(
+    function: Callable[[dict[str, Any]], dict[str, Any]],
+    config: dict[str, Any],
+    gang: Gang,
+    *,
+    say: Callable[[str], None],
+    stop: Callable[[], bool],
+) -> dict[str, Any] | PausedError:
+    """One start of the gang, as soon as the cluster has room for it."""
+    for wait in range(MAX_WAITS):
+        try:
+            return _fit(function, config, gang, say=say)
+        except _BusyError:
+            if stop():
+                return PausedError("stopped on request while waiting for room on the cluster")
+            if wait == 0:
+                say(f"the cluster is busy; waiting for room for {gang.workers} training worker(s)")
+    raise StageFailedError(
+        f"the cluster had no room for {gang.workers} training worker(s) in {MAX_WAITS} tries of "
+        "about a minute",
+        hint="run again when it is free (`ray status` tells), or ask for less in resources",
+    )
 
 
 def _fit(
-    function: Callable[[dict[str, Any]], dict[str, Any]], config: dict[str, Any], gang: Gang
+    function: Callable[[dict[str, Any]], dict[str, Any]],
+    config: dict[str, Any],
+    gang: Gang,
+    *,
+    say: Callable[[str], None],
 ) -> dict[str, Any] | PausedError:
     """Rank 0's answer from one start of the gang."""
     import_ray()
@@ -119,9 +201,13 @@ def _fit(
         try:
             answer: dict[str, Any] | PausedError = trainer.fit().return_value
         except WorkerGroupError as error:
-            raise _verdict(error.worker_failures) from None
+            blamed = _verdict(error.worker_failures)
+            if isinstance(blamed, VitrailError | _LostError):
+                raise blamed from None
+            say("\n".join(getattr(blamed, "__notes__", [str(error)])))
+            raise _as_sentence(blamed) from None
         except ControllerError as error:
-            raise _LostError(_first_line(error.controller_failure)) from error
+            raise _not_begun(error.controller_failure) from error
         return answer
 
 
@@ -146,35 +232,73 @@ def _run_config(gang: Gang) -> Any:
         # An equal name would make Ray Train take up its notes on the run before.
         name=f"{gang.name}-{secrets.token_hex(4)}",
         storage_path=str(gang.storage.absolute()),
-        failure_config=FailureConfig(max_failures=0),
+        # Ray Train would try for ever to find room, and say so nowhere.
+        failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
         worker_runtime_env={"env_vars": gang.env},
         logging_config=LoggingConfig(log_level="ERROR"),
     )
 
 
-def _verdict(failures: dict[int, Any]) -> BaseException:
-    """What a failed start means: a sentence for the user, a bug, or a loss.
+def _not_begun(failure: Exception) -> Exception:
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    busy = isinstance(failure, WorkerGroupStartupTimeoutError)
+    return (_BusyError if busy else _LostError)(_first_line(failure))
+
+
+def _verdict(failures: Mapping[int, BaseException]) -> BaseException:
+    """The failure that counts: a sentence for the user, a bug as it was raised, or a loss.
 
     A rank that raises takes the others' connections with it, so the first rank that gives a reason
     of its own counts, whatever the others say.
     """
-    # Ray Train wraps what a worker raises, and has no public name for what is inside.
-    causes = [getattr(error, "_base_exc", error) for _, error in sorted(failures.items())]
-    for cause in causes:
-        if isinstance(cause, VitrailError):
-            return cause
-    for cause, wrapped in zip(causes, (failures[rank] for rank in sorted(failures)), strict=True):
-        if not _is_loss(cause):
-            return StageFailedError(f"a training process failed: {_first_line(cause)}\n{wrapped}")
+    # Ray Train may wrap what a worker raises, and has no public name for what is inside.
+    causes = [getattr(failures[rank], "_base_exc", failures[rank]) for rank in sorted(failures)]
+    own = [cause for cause in causes if isinstance(cause, VitrailError)]
+    died = any(_is_rays(cause) for cause in causes)
+    bugs = [cause for cause in causes if not _is_loss(cause, died=died)]
+    if own or bugs:
+        return (own or bugs)[0]
     return _LostError(_first_line(causes[0]) if causes else "no reason given")
 
 
-def _is_loss(cause: BaseException) -> bool:
-    """Lost actors and health checks are Ray's own errors; torch raises RuntimeError for peers."""
+def _is_rays(cause: BaseException) -> bool:
+    """Lost actors and failed health checks: a process has died."""
     from ray.exceptions import RayError
     from ray.train.v2._internal.exceptions import RayTrainError
 
-    return isinstance(cause, RayError | RayTrainError | RuntimeError | ConnectionError)
+    return isinstance(cause, RayError | RayTrainError)
+
+
+def _is_loss(cause: BaseException, *, died: bool) -> bool:
+    """Whether `cause` follows from a lost process: torch has RuntimeErrors for this and for bugs.
+
+    Args:
+        cause: What one rank raised.
+        died: Whether another rank is known to have died.
+    """
+    import torch
+
+    if _is_rays(cause) or isinstance(cause, ConnectionError | torch.distributed.DistError):
+        return True
+    if not isinstance(cause, RuntimeError) or isinstance(cause, torch.OutOfMemoryError):
+        return False
+    return died or _PEER.search(str(cause)) is not None
+
+
+def _as_sentence(cause: BaseException) -> StageFailedError:
+    import torch
+
+    where = "the traceback is in the run's log"
+    if isinstance(cause, torch.OutOfMemoryError):
+        return StageFailedError(
+            f"a training process ran out of GPU memory: {_first_line(cause)}",
+            where=where,
+            hint="set resources.micro_batch smaller (the steps stay the same), or a higher "
+            "resources.zero_stage",
+        )
+    what = f"a training process failed: {type(cause).__name__}: {_first_line(cause)}"
+    return StageFailedError(what, where=where)
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,23 +6,23 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from infra.code_archive import copy_code
-from infra.metric_segments import read_points
-from infra.run_folder import RunFolder, create_run, list_runs, owner_alive, this_process
+from infra.run_folder import RunFolder, create_run, this_process
 from infra.time_ids import run_id
+from jobs.catch_up import AfterOthers, catch_up, mirror_of
 from jobs.console import print_error, stderr
 from jobs.progress import RunView
 from jobs.results import artifact_path
 from jobs.signals import StopRequests, kill_children
 from jobs.stage_task import METRICS_FILE
-from jobs.wiring import cores_of, execute_in_worker, planning_facts, tracker
+from jobs.wiring import cores_of, execute_in_worker, planning_facts
 from jobs.workspace import Workspace
 from pipeline.dag.execute import RunContext, execute, run_status
 from pipeline.dag.graph import Graph, expand
@@ -74,7 +74,10 @@ def _nothing_to_do(
     for entry in planned:
         result, name = entry.result, entry.node.name
         if result is not None and entry.decision.action == "reuse":
-            facts.store.set_ref(facts.experiment, name, result)
+            facts.remember(name, result)
+            note = facts.registration_note(entry.node, result)
+            if note:
+                stderr().print(note, markup=False)
         outcomes.append(
             StageOutcome(
                 name=name,
@@ -86,7 +89,7 @@ def _nothing_to_do(
                 metrics=result.metrics if result is not None else {},
             )
         )
-    _catch_up(options, deadline_seconds=_MIRROR_DEADLINE_SECONDS)
+    _catch_up(options, say=lambda text: stderr().print(text, markup=False))
     document = RunDocument(
         run="",
         status="finished",
@@ -159,18 +162,16 @@ class _Run:
     def go(self) -> tuple[RunDocument, int]:
         stderr().print(f"run {self.run}", markup=False)
         self._emit_start()
-        mirror = _mirror(self.folder, self.options, say=self.view.say)
+        mirror = self._mirror()
         thread = MirrorThread(
-            _AfterOthers(mirror, self.options),
-            interval_seconds=_MIRROR_SECONDS,
-            say=self.view.say,
+            AfterOthers(mirror, self._catch_up), interval_seconds=_MIRROR_SECONDS, say=self.view.say
         )
         with StopRequests(self._pause) as stops, self.view:
             thread.start()
             try:
                 outcomes = self._execute()
-            except VitrailError as error:
-                self._emit_end("failed", (), message=error.what)
+            except BaseException as error:
+                self._tell_failure(error)
                 thread.stop(deadline_seconds=_MIRROR_DEADLINE_SECONDS)
                 raise
             status = run_status(outcomes)
@@ -181,6 +182,24 @@ class _Run:
             if not thread.stop(deadline_seconds=_MIRROR_DEADLINE_SECONDS):
                 self.view.say("the tracker has not been told everything; the next run goes on")
         return self._conclude(mirror, outcomes)
+
+    def _mirror(self) -> Mirror:
+        options = self.options
+        return mirror_of(
+            self.folder,
+            workspace=options.workspace,
+            tracking_uri=options.tracking_uri,
+            say=self.view.say,
+        )
+
+    def _catch_up(self) -> None:
+        _catch_up(self.options, say=self.view.say)
+
+    def _tell_failure(self, error: BaseException) -> None:
+        what = error.what if isinstance(error, VitrailError) else f"{type(error).__name__}: {error}"
+        # What ended the run may be a full disk, which takes no event either: then `error` counts.
+        with suppress(VitrailError, OSError):
+            self._emit_end("failed", (), message=what)
 
     def _pause(self) -> None:
         self.folder.request_pause()
@@ -289,25 +308,8 @@ class _Run:
             )
         )
         if status != "finished":
-            _say_how_to_go_on(outcomes)
+            _say_how_to_go_on(outcomes, submitted=self.options.run_id is not None)
         return document, _EXIT_CODES[status]
-
-
-class _AfterOthers:
-    """The run's mirror, once the runs before it have been told to the end.
-
-    First, because a run that died and this one may share a training's curve, which is still short.
-    """
-
-    def __init__(self, mirror: Mirror, options: RunOptions) -> None:
-        self._mirror = mirror
-        self._options: RunOptions | None = options
-
-    def replay(self, *, final: bool = False) -> bool:
-        if self._options is not None:
-            _catch_up(self._options, deadline_seconds=_MIRROR_DEADLINE_SECONDS)
-            self._options = None
-        return self._mirror.replay(final=final)
 
 
 class _Watched:
@@ -340,38 +342,13 @@ def _end_embedded(ray: Any) -> None:
     kill_children()
 
 
-def _mirror(folder: RunFolder, options: RunOptions, *, say: Any) -> Mirror:
-    state = folder.read_state()
-    uri = state.tracking_uri or options.tracking_uri
-    return Mirror(
-        folder,
-        lambda: tracker(uri, workspace=options.workspace.root, experiment=state.experiment),
-        read_points=read_points,
-        clock_ms=_now_ms,
+def _catch_up(options: RunOptions, *, say: Callable[[str], None]) -> None:
+    catch_up(
+        options.workspace,
+        tracking_uri=options.tracking_uri,
+        deadline_seconds=_MIRROR_DEADLINE_SECONDS,
         say=say,
     )
-
-
-def _catch_up(options: RunOptions, *, deadline_seconds: float) -> None:
-    """Tell the tracker what earlier runs could not, and end the runs whose process died."""
-    deadline = time.monotonic() + deadline_seconds
-    for state in list_runs(options.workspace.runs):
-        if time.monotonic() > deadline:
-            return
-        folder = RunFolder(options.workspace.runs / state.run)
-        dead = state.status == "running" and owner_alive(state) is False
-        if dead:
-            folder.write_state(state.revise(status="killed"))
-        if not dead and (state.status == "running" or not _is_behind(folder)):
-            continue
-        mirror = _mirror(folder, options, say=lambda _text: None)
-        if not (mirror.close_orphan() if dead else mirror.replay(final=True)):
-            return  # the tracker is away: the next run tries again
-
-
-def _is_behind(folder: RunFolder) -> bool:
-    events = folder.events_path
-    return events.is_file() and folder.load_cursor().event_offset < events.stat().st_size
 
 
 def _report_page(outcomes: Any, workspace: Workspace) -> str | None:
@@ -380,8 +357,8 @@ def _report_page(outcomes: Any, workspace: Workspace) -> str | None:
     return str(found[-1]) if found else None
 
 
-def _say_how_to_go_on(outcomes: tuple[StageOutcome, ...]) -> None:
-    """Errors of the failed stages, and the exact command that goes on."""
+def _say_how_to_go_on(outcomes: tuple[StageOutcome, ...], *, submitted: bool) -> None:
+    """Errors of the failed stages, and how to go on: what runs in a job is not what was typed."""
     again = shlex.join(["vitrail", *sys.argv[1:]])
     for stage in outcomes:
         if stage.status == "failed":
@@ -389,7 +366,8 @@ def _say_how_to_go_on(outcomes: tuple[StageOutcome, ...]) -> None:
             print_error(StageFailedError(f"{stage.name}: {what}"))
             for line in more:
                 stderr().print(line, markup=False)
-    stderr().print(f"go on with: {again}", markup=False)
+    way = "submit the same again to go on" if submitted else f"go on with: {again}"
+    stderr().print(way, markup=False)
 
 
 def _plain(name: str) -> str:

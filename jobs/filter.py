@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from jobs.stage import StageOutput, StageTools
-from pipeline.data.filter import FilterResult, Removal, TestSplit, decontaminate
+from pipeline.data.filter import INDEX_FILE, FilterResult, Removal, TestSplit, decontaminate
 from pipeline.data.images import Pixels, decode, tile
 from pipeline.data.shards import ShardSet
 from pipeline.data.staging import BuildTools, write_bytes
@@ -35,12 +35,9 @@ def run(request: StageRequest, tools: StageTools) -> StageOutput:
         pairs = _pairs(data, split, result.removals[:_PAIRS_SHOWN], against)
         write_bytes(tools.attempt.path / "figures" / "pairs.png", tile(pairs, columns=4))
     tools.metrics.log(metrics, step=0)
-    tools.say(
-        f"removed {result.counts['removed']} images of {source.stage}@{split}: "
-        f"{result.counts['exact']} exact and {result.counts['near']} near copies of test images"
-    )
+    tools.say(_sentence(result, f"{source.stage}@{split}"))
     known = {f"{DATASET_FOLDER}/{path}": sha256 for path, sha256 in result.known_sha256.items()}
-    return StageOutput(metrics, known)
+    return StageOutput(metrics, known, spent=(INDEX_FILE,))
 
 
 def _open(source: InputArtifact) -> ShardSet:
@@ -63,6 +60,17 @@ def _metrics(result: FilterResult, split: str) -> dict[str, float]:
         f"filter/{name}_count": count for name, count in result.counts.items()
     }
     return metrics | {f"filter/{split}_count": result.manifest.splits[split].rows}
+
+
+def _sentence(result: FilterResult, cleaned: str) -> str:
+    counts = result.counts
+    sentence = (
+        f"removed {counts['removed']} images of {cleaned}: {counts['exact']} exact and "
+        f"{counts['near']} near copies of test images"
+    )
+    if counts["not_comparable"]:
+        sentence += f"; {counts['not_comparable']} images too small for the near search (no hash)"
+    return sentence
 
 
 def _write_report(

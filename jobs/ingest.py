@@ -9,7 +9,7 @@ from jobs.stage import StageOutput, StageTools
 from pipeline.data.build import BuildResult, build_shard_set
 from pipeline.data.images import decode, tile
 from pipeline.data.shards import ShardSet
-from pipeline.data.staging import BuildTools, write_bytes
+from pipeline.data.staging import BUILD_PIECES, BuildTools, write_bytes
 from schemas.data import IngestSpec
 from schemas.manifest import DATASET_FOLDER, ShardSetManifest
 from schemas.runs import StageRequest
@@ -35,7 +35,9 @@ def run(request: StageRequest, tools: StageTools) -> StageOutput:
     tools.metrics.log(metrics, step=0)
     tools.say(_sentence(result.manifest))
     known = {f"{DATASET_FOLDER}/{path}": sha256 for path, sha256 in result.known_sha256.items()}
-    return StageOutput(metrics, known)
+    # Shards of the artifact are links of those in the progress: were they kept, a damaged one would
+    # be linked again instead of made again.
+    return StageOutput(metrics, known, spent=BUILD_PIECES)
 
 
 def _metrics(result: BuildResult) -> dict[str, float]:

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from infra.code_archive import copy_code
@@ -21,6 +22,7 @@ from schemas.runs import RunDocument, RunState, StageOutcome, StageStatus, Submi
 from schemas.spec import digest_of
 
 _POLL_SECONDS = 0.5
+_SERVER_POLL_SECONDS = 3.0
 _CANCEL_SECONDS = 150.0
 """How long `cancel` waits for a clean stop: a step and a checkpoint."""
 _PAUSED, _FAILED = 75, 1
@@ -65,14 +67,19 @@ def _follow_job(server: JobServer, run: str) -> int:
 
 def _job_exit_code(server: JobServer, run: str) -> int:
     info = server.info(run)
-    status = None if info is None else info.status.value
-    if info is None or status == "SUCCEEDED":
+    if info is None:
+        raise UnreachableError(
+            f"the Jobs server at {server.address} no longer knows {run}; how it ended is unknown",
+            hint=f"vitrail status {run}",
+        )
+    status = info.status.value
+    if status == "SUCCEEDED":
         return 0
     if status == "STOPPED":
         stderr().print(f"{run} was stopped; submit the same again to go on", markup=False)
         return _PAUSED
     code = info.driver_exit_code
-    if code is None or code < 0:
+    if code is None or code <= 0:
         stderr().print(f"error: the job failed: {info.message}", markup=False)
         return _FAILED
     return int(code)
@@ -80,10 +87,8 @@ def _job_exit_code(server: JobServer, run: str) -> int:
 
 def show_status(run: str | None, folder: Path | None, output: str) -> None:
     """Print how a run stands."""
-    workspace = open_workspace(folder)
     submission = _submission(run) if run else None
-    if submission is not None and not _visible(workspace, submission.run):
-        workspace = Workspace(Path(submission.workspace))
+    workspace = _home(submission, folder)
     if submission is not None and not _visible(workspace, submission.run):
         _show_job(submission)
         return
@@ -99,18 +104,23 @@ def show_status(run: str | None, folder: Path | None, output: str) -> None:
 
 
 def _show_job(submission: Submission) -> None:
-    server = JobServer(submission.address)
-    status = server.status(submission.run) or "unknown to the Jobs server"
-    stdout().print(f"{submission.run}: {status.lower()}", markup=False)
-    for line in server.logs(submission.run).splitlines()[-20:]:
+    try:
+        server = JobServer(submission.address)
+        status = server.status(submission.run) or "unknown to the Jobs server"
+        lines = server.logs(submission.run).splitlines()[-20:]
+    except UnreachableError as error:
+        stderr().print(error.what, markup=False)
+        status, lines = "unknown", []
+    for line in (f"{submission.run}: {status.lower()}", *lines):
         stdout().print(line, markup=False)
 
 
 def _document(folder: RunFolder, state: RunState, submission: Submission | None) -> RunDocument:
     """The run as its files tell it; a controller that died without a word is called killed."""
     status = state.status
-    if status == "running" and _is_over(state, submission):
-        status = "killed"
+    if status == "running":
+        over = _is_over(state, submission)
+        status = "unknown" if over is None and submission else "killed" if over else "running"
     ended = folder.path / "outcome.json"
     if ended.is_file():
         return RunDocument.model_validate_json(ended.read_bytes()).revise(status=status)
@@ -138,23 +148,26 @@ def _stage_status(status: str | None) -> StageStatus:
     return "failed" if status == "failed" else "paused"
 
 
-def _is_over(state: RunState, submission: Submission | None) -> bool:
-    """Whether nothing can be alive that would still change the run's state."""
+def _is_over(state: RunState, submission: Submission | None) -> bool | None:
+    """Whether nothing is alive that would still change the run's state; None if nobody can say."""
     if submission is not None:
-        return JobServer(submission.address).status(submission.run) not in {"PENDING", "RUNNING"}
-    return owner_alive(state) is False
+        with suppress(UnreachableError):
+            status = JobServer(submission.address).status(submission.run)
+            return status not in {"PENDING", "RUNNING"}
+    alive = owner_alive(state)
+    return None if alive is None else not alive
 
 
 def show_logs(run: str | None, folder: Path | None, *, follow: bool) -> None:
     """Print a log, and with `follow` go on until the run has ended."""
     submission = _submission(run) if run else None
+    workspace = _home(submission, folder)
     try:
-        if submission is not None:
+        if submission is not None and not _visible(workspace, submission.run):
             _show_job_log(submission, follow=follow)
             return
-        workspace = open_workspace(folder)
         state = _state(workspace, run)
-        _show_log(RunFolder(workspace.runs / state.run), follow=follow)
+        _show_log(RunFolder(workspace.runs / state.run), submission, follow=follow)
     except KeyboardInterrupt:
         stderr().print("detached; the run goes on", markup=False)
 
@@ -167,16 +180,26 @@ def _show_job_log(submission: Submission, *, follow: bool) -> None:
         sys.stdout.flush()
 
 
-def _show_log(folder: RunFolder, *, follow: bool) -> None:
+def _show_log(folder: RunFolder, submission: Submission | None, *, follow: bool) -> None:
     tail = LogTail(folder.log_path)
     while True:
-        state = folder.read_state()
-        over = state.status != "running" or owner_alive(state) is False
+        # Asked before the lines are read: what came until the end must not be missed.
+        over = not follow or _ends_log(folder.read_state(), submission)
         for line in tail.new_lines():
             stdout().print(line, markup=False)
-        if over or not follow:
+        if over:
             return
-        time.sleep(_POLL_SECONDS)
+        time.sleep(_POLL_SECONDS if submission is None else _SERVER_POLL_SECONDS)
+
+
+def _ends_log(state: RunState, submission: Submission | None) -> bool:
+    if state.status != "running":
+        return True
+    over = _is_over(state, submission)
+    if over is None and submission is not None:
+        stderr().print("the Jobs server does not answer; nobody knows if more comes", markup=False)
+        return True
+    return bool(over)
 
 
 def cancel_run(run: str, folder: Path | None) -> None:
@@ -223,6 +246,14 @@ def _state(workspace: Workspace, run: str | None) -> RunState:
     if not runs:
         raise UsageError(f"there is no run in {workspace.root} yet", hint="vitrail run digits")
     return runs[0]
+
+
+def _home(submission: Submission | None, folder: Path | None) -> Workspace:
+    """Where the files of the run are looked for: here, else where it was submitted to."""
+    here = open_workspace(folder)
+    if submission is None or _visible(here, submission.run):
+        return here
+    return Workspace(Path(submission.workspace))
 
 
 def _visible(workspace: Workspace, run: str) -> bool:

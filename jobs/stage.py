@@ -28,7 +28,7 @@ class StageOutput:
     known_sha256: dict[str, str] = field(default_factory=dict)
     """Path in the attempt -> sha256 in hex, of files that are hashed already."""
     spent: tuple[str, ...] = ()
-    """Folders of the progress that nobody needs once the artifact is committed."""
+    """Files and folders of the progress that nobody needs once the artifact is committed."""
 
 
 StageEntry = Callable[[StageRequest, StageTools], StageOutput]

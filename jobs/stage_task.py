@@ -1,5 +1,6 @@
 """What runs in the process of a stage: hold the key, do the work, commit. No Ray in here."""
 
+import contextlib
 import shutil
 import time
 import traceback
@@ -10,8 +11,8 @@ from infra.metric_segments import SegmentLog
 from jobs.stage import StageEntry, StageTools
 from pipeline.ports import ArtifactStore, Attempt, Provenance, TaskPool
 from schemas.artifacts import StageRecord, StageResult
-from schemas.errors import DiskFullError, StageFailedError, VitrailError
-from schemas.runs import StageRequest
+from schemas.errors import DiskFullError, IntegrityError, StageFailedError, VitrailError
+from schemas.runs import InputArtifact, StageRequest
 
 METRICS_FILE = "metrics.jsonl"
 _NO_SPACE = {28, 122}
@@ -31,8 +32,11 @@ class PauseFile:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a log in one write, so that lines of several processes do not mix."""
-    with path.open("ab", buffering=0) as log:
+    """Add a line to a log in one write, so that lines of several processes do not mix.
+
+    A line that cannot be written is lost: what is said of a run must not decide how it ends.
+    """
+    with contextlib.suppress(OSError), path.open("ab", buffering=0) as log:
         log.write(f"{line}\n".encode())
 
 
@@ -52,13 +56,18 @@ def execute_stage(
     """Make the artifact of a stage, unless somebody else has made it by the time the key is free.
 
     Raises:
-        VitrailError: What went wrong, as a sentence; the traceback is in the run's log.
+        IntegrityError: If an input is damaged; names the artifact, so that it is made again.
+        VitrailError: What else went wrong, as a sentence; the traceback is in the run's log.
     """
     kind = request.spec["kind"]
     with store.hold(kind, request.key):
         done = store.lookup(kind, request.key)
-        if done is not None and store.present(done) is None:
-            return done
+        if done is not None:
+            fault = store.present(done)
+            if fault is None:
+                return done
+            store.discard(done, fault)
+        _check_inputs(request, store)
         attempt = store.begin(kind, request.key)
         tools = _tools(request, attempt, pool)
         try:
@@ -68,6 +77,19 @@ def execute_stage(
         except Exception as error:
             append_line(log_path(request), traceback.format_exc())
             raise _as_sentence(request, error) from error
+
+
+def _check_inputs(request: StageRequest, store: ArtifactStore) -> None:
+    """Let nothing be made from bytes that are not those that were committed."""
+    inputs: dict[str, InputArtifact] = {found.path: found for found in request.inputs.values()}
+    for found in inputs.values():
+        fault = store.check_input(found)
+        if fault is not None:
+            raise IntegrityError(
+                f"{found.artifact} is damaged: {fault}",
+                where=found.path,
+                hint=f"vitrail run SPEC --force {found.stage}",
+            )
 
 
 def _tools(request: StageRequest, attempt: Attempt, pool: TaskPool) -> StageTools:
@@ -106,9 +128,18 @@ def _make(
         metrics=output.metrics,
     )
     result = store.commit(tools.attempt, record, known_sha256=output.known_sha256)
-    for folder in output.spent:
-        shutil.rmtree(tools.attempt.progress / folder, ignore_errors=True)
+    for name in output.spent:
+        _remove(tools.attempt.progress / name)
     return result
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder; what cannot be removed only takes space."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _keep_curve(attempt: Attempt) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from jobs.recipes import find_spec
 from pipeline.dag.experiment_file import load_experiment
-from schemas.experiment import ExperimentSpec
+from schemas.data import IngestSpec, SklearnSource
+from schemas.experiment import AnyStage, ExperimentSpec
 
 
 @dataclass(frozen=True)
@@ -18,5 +19,21 @@ class Target:
     overrides: tuple[str, ...]
 
     def experiment(self) -> ExperimentSpec:
-        """The validated experiment."""
-        return load_experiment(find_spec(self.spec), profile=self.profile, overrides=self.overrides)
+        """The validated experiment; `~` in the place of a corpus is the user's home."""
+        found = load_experiment(
+            find_spec(self.spec), profile=self.profile, overrides=self.overrides
+        )
+        stages = {name: _at_home(stage) for name, stage in found.stages.items()}
+        return found.model_copy(update={"stages": stages})
+
+
+def _at_home(stage: AnyStage) -> AnyStage:
+    """No shell expands `~` within `--set corpus.source.uri=~/photos`."""
+    if not isinstance(stage, IngestSpec) or isinstance(stage.source, SklearnSource):
+        return stage
+    uri = stage.source.uri
+    if not uri.startswith("~"):
+        return stage
+    # A copy remembers which fields the user gave, which the matrix has to know.
+    source = stage.source.model_copy(update={"uri": str(Path(uri).expanduser())})
+    return stage.model_copy(update={"source": source})

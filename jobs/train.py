@@ -137,7 +137,8 @@ def _run_gang(plan: TrainPlan, tools: StageTools) -> dict[str, float]:
         storage=plan.progress / GANG_NOTES,
         env=worker_environment(resources),
     )
-    return run_gang(run_in_gang, {"plan": plan}, gang, say=tools.say)
+    say, stop = tools.say, tools.stop.requested
+    return run_gang(run_in_gang, {"plan": plan}, gang, say=say, stop=stop)
 
 
 def worker_environment(resources: ResourcesSpec) -> dict[str, str]:

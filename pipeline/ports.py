@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from schemas.artifacts import Environment, StageRecord, StageResult
-from schemas.runs import MetricPoint, StageRequest
+from schemas.runs import InputArtifact, MetricPoint, StageRequest
 
 X = TypeVar("X")
 Y = TypeVar("Y")
@@ -75,8 +75,15 @@ class ArtifactStore(Protocol):
         """As `present`, but reads every byte and compares sha256."""
         ...
 
+    def check_input(self, artifact: InputArtifact) -> str | None:
+        """As `verify`, for what is about to be read; what was found whole is not read each time."""
+        ...
+
     def discard(self, result: StageResult, reason: str) -> None:
-        """Take a result out of sight, so that its key is made again; its bytes are kept aside."""
+        """Take a result out of sight, so that its key is made again; its bytes are kept aside.
+
+        The progress that led to it goes: the key is made again from the beginning.
+        """
         ...
 
     def begin(self, kind: str, key: str) -> Attempt:

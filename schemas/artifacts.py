@@ -4,7 +4,6 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from schemas.manifest import LOCATION_FILE
 from schemas.spec import Semantic, Spec, digest_of
 
 KEY_SCHEMA = "stagekey/1"
@@ -53,13 +52,7 @@ class ArtifactManifest(Spec):
 
     def content_digest(self) -> str:
         """Identity of the artifact's content, whatever made it and when."""
-        return digest_of(
-            [
-                [file.path, file.size_bytes, file.sha256]
-                for file in self.files
-                if not file.path.endswith(f"/{LOCATION_FILE}")  # says where, not what
-            ]
-        )
+        return digest_of([[file.path, file.size_bytes, file.sha256] for file in self.files])
 
 
 class Environment(Spec):

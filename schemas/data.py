@@ -102,14 +102,16 @@ class IngestSpec(StageSpec):
     source: Semantic[SourceSpec]
     select: Semantic[SelectSpec] = SelectSpec()
     split: Semantic[SplitSpec | None] = None
-    """For sources without splits of their own. None: one split, `train`."""
+    """For sources without splits of their own, or with a single folder in `source.splits`, which is
+    then divided. None: the source's splits, or one, `train`."""
     image: Semantic[ImageSpec] = ImageSpec()
     shuffle_seed: Semantic[int] = Field(default=0, ge=0)
     """Key of the order in which rows are stored; the experiment's seed is not used here."""
     near_duplicates: Semantic[bool] = True
     """Store perceptual hashes and thumbnails (32 px and up), for `filter` to find near copies."""
     max_rejected_ratio: Semantic[float] = Field(default=0.05, ge=0, le=1)
-    """More rejections than this share of the files stops the build."""
+    """More refused files than this share stop the build; duplicates and label conflicts, which are
+    found and rejected later, do not count."""
     shard_bytes: Semantic[int] = Field(default=96 * 2**20, ge=1, le=2**30)
     """About this many image bytes go into one shard."""
 
@@ -118,8 +120,10 @@ class IngestSpec(StageSpec):
 
     @model_validator(mode="after")
     def _one_way_to_split(self) -> "IngestSpec":
-        if self.split is not None and getattr(self.source, "splits", {}):
-            raise ValueError("source.splits and split exclude each other; give one of them")
+        if self.split is not None and len(getattr(self.source, "splits", {})) > 1:
+            raise ValueError(
+                "source.splits names several splits, and split divides one; give one of them"
+            )
         return self
 
 
@@ -137,7 +141,7 @@ class FilterSpec(StageSpec):
     """A candidate is a copy if the thumbnails' mean absolute difference (0..255) is no larger."""
 
     revision: ClassVar[int] = 1
-    libraries: ClassVar[tuple[str, ...]] = ("numpy", "pyarrow")
+    libraries: ClassVar[tuple[str, ...]] = ("numpy", "pillow", "pyarrow")
     ports: ClassVar[dict[str, tuple[str, ...]]] = {
         "data": ("ingest", "filter"),
         "against": ("ingest", "filter"),

@@ -21,7 +21,7 @@ class EvaluateSpec(StageSpec):
     threads: Execution[int] = Field(default=1, ge=1)
 
     revision: ClassVar[int] = 1
-    libraries: ClassVar[tuple[str, ...]] = ("numpy", "pillow", "torch")
+    libraries: ClassVar[tuple[str, ...]] = ("matplotlib", "numpy", "pillow", "pyarrow", "torch")
     ports: ClassVar[dict[str, tuple[str, ...]]] = {
         "data": ("ingest", "filter"),
         "model": ("pretrain", "finetune"),
@@ -43,6 +43,7 @@ class BaselineSpec(StageSpec):
     libraries: ClassVar[tuple[str, ...]] = ("numpy", "pillow", "scikit-learn")
     uses_seed: ClassVar[bool] = True
     ports: ClassVar[dict[str, tuple[str, ...]]] = {"data": ("ingest", "filter")}
+    fixed_splits: ClassVar[dict[str, tuple[str, ...]]] = {"data": ("train", "test")}
 
 
 class ReportSpec(StageSpec):
@@ -53,7 +54,7 @@ class ReportSpec(StageSpec):
     title: Semantic[str] = "Report"
 
     revision: ClassVar[int] = 1
-    libraries: ClassVar[tuple[str, ...]] = ("jinja2", "matplotlib")
+    libraries: ClassVar[tuple[str, ...]] = ("jinja2", "matplotlib", "scipy")
     ports: ClassVar[dict[str, tuple[str, ...]]] = {
         "of": ("ingest", "filter", "pretrain", "finetune", "evaluate", "baseline"),
     }

@@ -12,8 +12,6 @@ MANIFEST_FILE = "manifest.json"
 SHARD_TABLE_FILE = "shards.arrow"
 REJECTIONS_FILE = "rejections.arrow"
 TOMBSTONES_FILE = "tombstones.arrow"
-LOCATION_FILE = "location.json"
-"""Beside a manifest whose shards belong to another artifact: where that one's shards lie."""
 SHARDS_FOLDER = "shards"
 
 REJECTION_REASONS = (
@@ -66,10 +64,3 @@ class ShardSetManifest(Spec):
     parents: Semantic[tuple[str, ...]] = ()
     """Digests of the shard sets that this one was derived from."""
     tombstones: Semantic[TombstoneEntry | None] = None
-
-
-class ShardLocation(Spec):
-    """`location.json`: not part of the dataset's identity."""
-
-    shards: Semantic[str]
-    """Folder of the shards, relative to the folder of this file."""

@@ -9,7 +9,8 @@ from schemas.spec import Semantic, Spec
 
 Action = Literal["run", "reuse", "pending", "skip"]
 StageStatus = Literal["running", "ran", "reused", "failed", "skipped", "paused"]
-RunStatus = Literal["running", "finished", "failed", "paused", "killed"]
+RunStatus = Literal["running", "finished", "failed", "paused", "killed", "unknown"]
+"""`killed` and `unknown` (its cluster does not answer) are what onlookers find, never written."""
 
 
 class Change(Spec):

@@ -46,6 +46,8 @@ class StageSpec(Spec):
     """Field that names stages -> the kinds it accepts."""
     default_splits: ClassVar[dict[str, str]] = {}
     """Port -> the split that is meant where the reference names none."""
+    fixed_splits: ClassVar[dict[str, tuple[str, ...]]] = {}
+    """Port -> the splits that are read through it always; a reference there names none."""
     shows_names: ClassVar[bool] = False
     """Whether the names of the stages that it reads stand in what it makes; then they are keyed."""
 

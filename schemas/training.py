@@ -119,7 +119,7 @@ class TrainingSpec(StageSpec):
     register_as: Execution[str | None] = None
     """Name under which the tracker's registry gets the trained model; null registers nothing."""
 
-    libraries: ClassVar[tuple[str, ...]] = ("deepspeed", "numpy", "pillow", "torch")
+    libraries: ClassVar[tuple[str, ...]] = ("deepspeed", "numpy", "pillow", "safetensors", "torch")
     uses_seed: ClassVar[bool] = True
     default_splits: ClassVar[dict[str, str]] = {"data": "train"}
 
@@ -136,6 +136,20 @@ class TrainingSpec(StageSpec):
                 f"resources.micro_batch {micro} must divide a worker's share, {samples // world}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> "TrainingSpec":
+        steps, warmup = self.known_steps(), self.optim.warmup_steps
+        if steps is not None and warmup >= steps:
+            raise ValueError(
+                f"optim.warmup_steps {warmup} must be less than duration.steps {steps}; "
+                "lower the one or raise the other"
+            )
+        return self
+
+    def known_steps(self) -> int | None:
+        """Optimizer steps of the run, where the spec alone says how many."""
+        return self.duration.steps
 
 
 class PretrainSpec(TrainingSpec):
@@ -193,3 +207,7 @@ class FinetuneSpec(TrainingSpec):
     def whole_model(self) -> ModelSpec:
         """The model of a run from scratch."""
         return ModelSpec.model_validate(self.model.given())
+
+    def known_steps(self) -> int | None:
+        """As for any training; a search finds its own."""
+        return None if self.search is not None else super().known_steps()

@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Two noisy cores: time says nothing, and a run must be repeatable.
+settings.register_profile("vitrail", deadline=None, derandomize=True)
+settings.load_profile("vitrail")
 
 # Before anything imports torch or Ray: tests share two cores, and phone nobody.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -6,6 +6,7 @@ The store is the only state: after a crash the same call goes on from what was c
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pipeline.dag.graph import Graph, StageNode
@@ -13,7 +14,7 @@ from pipeline.dag.mirror import DIGEST_TAG
 from pipeline.dag.plan import Facts, Planned, decide
 from pipeline.dag.selection import Chosen, Selection, choose
 from pipeline.ports import StageRunner
-from schemas.artifacts import KeyRecord, StageResult, artifact_name
+from schemas.artifacts import LOGS_FOLDER, KeyRecord, StageResult, artifact_name
 from schemas.errors import InfrastructureError, IntegrityError, PausedError, VitrailError
 from schemas.runs import Event, InputArtifact, RunStatus, StageOutcome, StageRequest, StageStatus
 from schemas.spec import canonical_json
@@ -110,14 +111,12 @@ class _Controller:
         told = node.name in self.outcomes and self.known.get(node.name) == result
         self.known[node.name] = result
         if entry.decision.action == "reuse" and not told:
-            self._remember(node, result)
+            self.facts.remember(node.name, result)
             self.outcomes[node.name] = _outcome(node, "reused", result)
             self._log(node, f"{node.name}: reused {result.artifact}, {entry.decision.reason}")
-
-    def _remember(self, node: StageNode, result: StageResult) -> None:
-        store, experiment = self.facts.store, self.facts.experiment
-        if store.get_ref(experiment, node.name) != result:  # a write is slower than a look
-            store.set_ref(experiment, node.name, result)
+            note = self.facts.registration_note(node, result)
+            if note:
+                self._log(node, note)
 
     def _start_ready(self, planned: tuple[Planned, ...]) -> None:
         for entry in planned:
@@ -189,8 +188,9 @@ class _Controller:
 
     def _succeeded(self, node: StageNode, request: StageRequest, result: StageResult) -> None:
         self.known[node.name] = result
-        self._remember(node, result)
+        self.facts.remember(node.name, result)
         self.outcomes[node.name] = _outcome(node, "ran", result)
+        files = self.facts.store.path(result)
         browsed = node.kind not in _DATA_KINDS  # nobody wants a corpus in the tracker
         self.announced.discard(node.name)
         self._emit(
@@ -199,10 +199,17 @@ class _Controller:
             status="ran",
             tags={DIGEST_TAG: result.digest},
             metrics=result.metrics,
+            metrics_path=self._kept_curve(result, files),
             datasets=_datasets(request),
-            artifacts=(str(self.facts.store.path(result)),) if browsed else (),
+            artifacts=(str(files),) if browsed else (),
             register_as=getattr(node.spec, "register_as", None),
         )
+
+    def _kept_curve(self, result: StageResult, files: Path) -> str | None:
+        """The points of the stage as committed with its artifact, if it logged any."""
+        name = Path(self.context.metrics_path(result.artifact)).name
+        kept = files / LOGS_FOLDER / name
+        return str(kept) if kept.is_file() else None
 
     def _stopped(
         self, node: StageNode, request: StageRequest, status: StageStatus, error: BaseException

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from pipeline.dag.matrix import Choice, Matrix, Place
 from pipeline.dag.overrides import spec_path
+from pipeline.dag.splits import check_reference, port_field, port_path, splits_made
 from schemas.errors import SpecError
 from schemas.experiment import AnyStage, ExperimentSpec, nearest
 from schemas.spec import Tag, tag_of
@@ -94,11 +95,23 @@ def expand(experiment: ExperimentSpec, *, place: Place = spec_path) -> Graph:
         place: Tells where a path of the experiment was written, for errors.
 
     Raises:
-        SpecError: If a reference names no stage or one of a wrong kind, if stages read each other
-            in a circle, or if the matrix breaks a rule.
+        SpecError: If a reference names no stage, one of a wrong kind or a split that it has not, if
+            stages read each other in a circle, or if the matrix breaks a rule.
     """
     expansion = _Expansion(experiment, place)
-    return Graph(_in_order(expansion.nodes()))
+    graph = Graph(_in_order(expansion.nodes()))
+    _check_splits(graph, place)
+    return graph
+
+
+def _check_splits(graph: Graph, place: Place) -> None:
+    known: dict[str, tuple[str, ...]] = {}
+    for node in graph.nodes:
+        for port, reference in node.inputs.items():
+            where = place(port_path(node.base_name, port))
+            splits = known[reference.stage]
+            check_reference(node.spec, port, reference, splits=splits, where=where)
+        known[node.name] = splits_made(node.spec, node.inputs, known)
 
 
 class _Expansion:
@@ -148,13 +161,12 @@ class _Expansion:
         except ValueError as error:
             raise SpecError(str(error), where=self.place(("stages", stage))) from error
         for port, reference in inputs.items():
-            field, _, rest = port.partition("[")
-            index = (int(rest.rstrip("]")),) if rest else ()
-            where = self.place(("stages", stage, field, *index))
+            where = self.place(port_path(stage, port))
             upstream = self.experiment.stages.get(reference.stage)
             if upstream is None:
                 names = list(self.experiment.stages)
                 raise SpecError(_no_such_stage(reference.stage, names), where=where)
+            field = port_field(port)
             allowed = spec.ports[field]
             if upstream.kind not in allowed:
                 raise SpecError(

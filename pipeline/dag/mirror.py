@@ -166,9 +166,11 @@ class Mirror:
         run_id = self._cursor.stage_ids.get(stage)
         if run_id is None:
             return  # it never started: reused, or skipped
-        if event.metrics_path is not None:
-            self._save(segments=self._cursor.segments | {stage: event.metrics_path})
         self._drain(stage)
+        if event.metrics_path is not None:
+            # The copy beside the artifact ends the curve even if the work in progress is gone.
+            self._save(segments=self._cursor.segments | {stage: event.metrics_path})
+            self._drain(stage)
         if event.tags or event.message:
             told = {_MESSAGE_TAG: event.message} if event.message else {}
             self._open_child(event.revise(tags=event.tags | told))
@@ -182,6 +184,11 @@ class Mirror:
         parent_id = self._cursor.parent_id
         if parent_id is None:
             return
+        for stage in self._cursor.segments:
+            # Open still: the run ended without a word on it.
+            self._drain(stage)
+            self._close(self._cursor.stage_ids[stage], event)
+        self._save(segments={})
         with self._refusal_said():
             self._connected().log_points(parent_id, _points(event, step=0))
         self._close(parent_id, event)

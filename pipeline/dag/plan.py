@@ -22,6 +22,8 @@ NOT_SELECTED = "not selected"
 
 TOLD_CHANGES = 3
 """Changes that a reason spells out; the rest are counted."""
+TOLD_STAGES = 3
+"""Likewise, the stages that a reason names."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,20 @@ class Facts:
             return None
         question = ("fingerprint", canonical_json(source.dump()))
         return self._once(question, lambda: self.fingerprint(source))
+
+    def remember(self, stage: str, result: StageResult) -> None:
+        """Note that `result` is what the stage of this name made last."""
+        if self.store.get_ref(self.experiment, stage) != result:  # a write is slower than a look
+            self.store.set_ref(self.experiment, stage, result)
+
+    def registration_note(self, node: StageNode, result: StageResult) -> str | None:
+        """What to say if a reused model was asked for under a name that it was not made with."""
+        name = getattr(node.spec, "register_as", None)
+        record = self._record(result) if name else None
+        if record is None or record.spec.get("register_as") == name:
+            return None
+        force = f"--force {shlex.quote(node.name)}"
+        return f"{node.name}: is reused, so it is not registered as {name}; {force} registers it"
 
     def last_record(self, stage: str) -> StageRecord | None:
         """The record of what the stage of this name made last, if it can still be read."""
@@ -173,7 +189,7 @@ class _Planner:
             if name not in self.chosen.names:
                 raise self._not_made(node, name)
         verb = "runs" if len(missing) == 1 else "run"
-        reason = f"depends on {' and '.join(missing)}, which {verb} first"
+        reason = f"depends on {_listed(missing)}, which {verb} first"
         last = self.facts.last_record(node.name)
         changes = diff(last.key_record, self._record(node, missing)) if last else ()
         if changes:
@@ -223,6 +239,12 @@ def _why(last: StageRecord | None, changes: tuple[Change, ...]) -> str:
     if last is None:
         return "never made"
     return _told(changes) if changes else "its artifact is gone from the store"
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    more = len(names) - TOLD_STAGES
+    *first, last = (*names[:TOLD_STAGES], f"{more} more") if more > 0 else names
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _told(changes: tuple[Change, ...]) -> str:

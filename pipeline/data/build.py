@@ -29,8 +29,9 @@ from pipeline.data.reduce import (
 )
 from pipeline.data.seal import BuildResult, Pieces, RejectionRow, seal
 from pipeline.data.sources import check, list_units, split_names
+from pipeline.data.sources import fingerprint as source_fingerprint
 from pipeline.data.staging import BuildTools, Progress, Staging, write_json
-from pipeline.data.tree import class_folders
+from pipeline.data.tree import class_folders, path_parts
 from schemas.data import HoldBackSpec, IngestSpec, SelectSpec, SourceSpec
 from schemas.errors import DataError, SpecError
 from schemas.experiment import nearest
@@ -51,6 +52,8 @@ class _Listing:
     classes: set[str] = field(default_factory=set)
     images: Counter[str] = field(default_factory=Counter)
     """Split -> files that may be images."""
+    nested: bool = True
+    """No image lies directly in its class folder."""
 
 
 @dataclass
@@ -75,7 +78,7 @@ def build_shard_set(
 
     Raises:
         SpecError: If the spec names a class or split that the source does not have.
-        DataError: If the source cannot be used, or too much of it was rejected.
+        DataError: If the source cannot be used or changed meanwhile, or too much was rejected.
         DiskFullError: If no space is left.
         PausedError: If a stop was requested; the next call goes on.
     """
@@ -100,7 +103,18 @@ def build_shard_set(
         shards=[bucket for bucket in buckets if bucket["rows"]],
         rejections=staged.rejections + rejections,
     )
+    _refuse_changes(spec.source, fingerprint)
     return seal(spec, pieces, staging=staging, out=out)
+
+
+def _refuse_changes(source: SourceSpec, planned: str) -> None:
+    """The artifact bears the fingerprint of the plan; costs one more listing of the source."""
+    if source_fingerprint(source) != planned:
+        raise DataError(
+            "the corpus changed while it was read; run again",
+            where=getattr(source, "uri", None),
+            hint="let the corpus rest until the run ends",
+        )
 
 
 def resolve_classes(select: SelectSpec, found: set[str]) -> tuple[str, ...]:
@@ -166,6 +180,7 @@ def _list(spec: IngestSpec, staging: Staging) -> _Listing:
         digest.update(json.dumps(content).encode())
         listing.images.update(member.split for member in unit.members)
         listing.classes.update(member.class_name for member in unit.members)
+        listing.nested &= all(len(path_parts(member.path)) > 2 for member in unit.members)
         listing.classes.update(file.class_name for file in unit.refused if file.class_name)
     listing.digest = digest.hexdigest()
     _check_listing(spec.source, listing)
@@ -176,6 +191,14 @@ def _check_listing(source: SourceSpec, listing: _Listing) -> None:
     uri = getattr(source, "uri", "the source")
     if not listing.images:
         raise DataError(f"{uri} holds no image; images are expected as CLASS/image")
+    if len(listing.classes) == 1 and listing.nested and not getattr(source, "splits", {}):
+        (wrapper,) = listing.classes
+        raise DataError(
+            f"{uri} has one folder on top, {wrapper}, with nothing but folders in it: it seems to "
+            "wrap the class folders, and would be the only class",
+            where="source.splits",
+            hint=f"source.splits: {{train: {wrapper}}}, which goes together with split, too",
+        )
     for split in split_names(source):
         if not listing.images[split]:
             folder = getattr(source, "splits", {}).get(split)

@@ -1,7 +1,8 @@
 """Decontamination: removes from one split what also stands in test splits, exactly or nearly.
 
 A new manifest over the same shards plus a table of removed rows, each with its match; no image is
-written again. Exact copies share the uid. Near copies: perceptual hashes (of the image or of its
+written again: the shard files get a second name (one hard link each; a copy where the disk has no
+links). Exact copies share the uid. Near copies: perceptual hashes (of the image or of its
 mirror) at most `max_hamming_bits` apart, confirmed on the thumbnails. Rows without a hash (short
 sides, or hashes off at ingest) are compared exactly only.
 
@@ -9,7 +10,6 @@ Costs. The index of the test images is one memory-mapped file of about 1.1 kB fo
 holds one shard's hashes and thumbnails. Matches are few and held by the driver.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,16 +32,18 @@ from pipeline.data.staging import (
 from schemas.data import FilterSpec
 from schemas.errors import DataError
 from schemas.manifest import (
-    LOCATION_FILE,
     MANIFEST_FILE,
     REJECTIONS_FILE,
     SHARD_TABLE_FILE,
+    SHARDS_FOLDER,
     TOMBSTONES_FILE,
-    ShardLocation,
     ShardSetManifest,
     TombstoneEntry,
 )
 from schemas.records import TOMBSTONES
+
+INDEX_FILE = "tests.arrow"
+"""Index of the test images, in the progress folder; of no use once the filter is committed."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class FilterResult:
     removals: tuple[Removal, ...]
     """What this filter removed, in storage order."""
     counts: dict[str, int]
-    """Of the rows: `removed`, `exact` and `near`."""
+    """Of the rows: `removed`, `exact`, `near`, and `not_comparable`, which have no hash."""
 
 
 def decontaminate(
@@ -106,7 +108,7 @@ def decontaminate(
         against: Where the images stand that must not be in it.
         spec: How near is a near copy.
         tools: Pool, progress folder, stop signal and voice.
-        out: Folder of the new shard set; it refers to the shards of the old one.
+        out: Folder of the new shard set; its shards are links of the old one's.
 
     Raises:
         DataError: If a split does not exist, or nothing of the data is left.
@@ -114,7 +116,7 @@ def decontaminate(
         DiskFullError: If no space is left.
     """
     data, split = cleaned[0], cleaned[0].split(cleaned[1])
-    index = tools.progress / "tests.arrow"
+    index = tools.progress / INDEX_FILE
     _write_index(against, index)
     removals = _search(data, split, spec, index=index, tools=tools)
     if len(removals) == split.num_rows:
@@ -141,8 +143,19 @@ def decontaminate(
         digest=digest,
         known_sha256={**known, MANIFEST_FILE: digest},
         removals=tuple(removals),
-        counts={"removed": len(removals), "exact": exact, "near": len(removals) - exact},
+        counts={
+            "removed": len(removals),
+            "exact": exact,
+            "near": len(removals) - exact,
+            "not_comparable": _without_hash(split),
+        },
     )
+
+
+def _without_hash(split: Split) -> int:
+    """Live rows that only the exact search can find; reads one column."""
+    shards = range(len(split.shard_names))
+    return sum(split.live_table(shard, ["phash"])["phash"].null_count for shard in shards)
 
 
 def _write_index(against: Sequence[TestSplit], path: Path) -> None:
@@ -241,13 +254,14 @@ def _tombstones(
 
 
 def _carry_over(data: ShardSet, out: Path) -> dict[str, str]:
-    """The parent's tables, and where its shards lie."""
-    for name in (SHARD_TABLE_FILE, REJECTIONS_FILE):
-        place(data.folder / name, out / name)
-    shards = os.path.relpath(data.shards_folder.resolve(), out.resolve())
-    location = write_canonical(out / LOCATION_FILE, ShardLocation(shards=shards).dump())
-    return {
+    """Link the parent's tables and shards; their digests are known, so nothing is read again."""
+    known = {
         SHARD_TABLE_FILE: data.manifest.shard_table_sha256,
         REJECTIONS_FILE: data.manifest.rejections_sha256,
-        LOCATION_FILE: location,
     }
+    names, digests = data.table["name"].to_pylist(), data.table["sha256"].to_pylist()
+    for name, sha256 in zip(names, digests, strict=True):
+        known[f"{SHARDS_FOLDER}/{name}"] = sha256.hex()
+    for path in known:
+        place(data.folder / path, out / path)
+    return known

@@ -185,7 +185,7 @@ class TrainLoader:
                 raise IntegrityError(
                     f"{self.replaced} of {self._samples} rows read are damaged, the last one so: "
                     f"{error}",
-                    hint="run `vitrail verify` to find what has to be made again",
+                    hint="vitrail run SPEC --force STAGE, with the stage that made the data",
                 ) from error
 
 

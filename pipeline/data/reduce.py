@@ -84,14 +84,14 @@ def reduce_bucket(task: BucketTask) -> int:
 
 
 def is_committed(task: BucketTask) -> bool:
-    """Whether the bucket's shard is there, whole."""
+    """Whether the bucket's shard is there, whole; reads it, since a damaged one is made again."""
     staging = Staging(task.progress)
     commit = staging.bucket(task.split, task.bucket, task.buckets)
     if not commit.is_file():
         return False
     entry = json.loads(commit.read_bytes())
     shard = staging.shard(entry["name"])
-    return not entry["rows"] or (shard.is_file() and shard.stat().st_size == entry["bytes"])
+    return not entry["rows"] or (shard.is_file() and sha256_of(shard) == shard.stem)
 
 
 @dataclass(frozen=True)

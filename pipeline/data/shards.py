@@ -5,7 +5,6 @@ image read is compared with its record's checksum; `verify` compares whole files
 """
 
 import hashlib
-import os
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, fields
@@ -23,12 +22,10 @@ from pipeline.data.order import ORDER_VERSION, Int64s, Removed
 from schemas.errors import DataError, IntegrityError
 from schemas.experiment import nearest
 from schemas.manifest import (
-    LOCATION_FILE,
     MANIFEST_FILE,
     SHARD_TABLE_FILE,
     SHARDS_FOLDER,
     TOMBSTONES_FILE,
-    ShardLocation,
     ShardSetManifest,
 )
 from schemas.records import RECORD, RECORD_VERSION, ROWS_PER_BATCH
@@ -94,14 +91,10 @@ class ShardSet:
         """What keys the order: the stored rows, so that removing some leaves the rest in order."""
         return self.manifest.shard_table_sha256
 
-    @cached_property
+    @property
     def shards_folder(self) -> Path:
-        """Where the shard files are: here, or in the artifact that this one was derived from."""
-        path = self.folder / LOCATION_FILE
-        if not path.is_file():
-            return self.folder / SHARDS_FOLDER
-        location = ShardLocation.model_validate_json(path.read_bytes())
-        return Path(os.path.normpath(self.folder / location.shards))
+        """Where the shard files are."""
+        return self.folder / SHARDS_FOLDER
 
     @cached_property
     def table(self) -> pa.Table:

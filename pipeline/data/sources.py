@@ -132,7 +132,8 @@ def _need_folder(folder: Path, field: str) -> None:
         sorted(entry.name for entry in folder.parent.glob("*/")) if folder.parent.is_dir() else []
     )
     listing = f"; folders beside it: {', '.join(beside[:10])}" if beside else ""
-    raise DataError(f"{folder} {what}{listing}", where=field)
+    hint = "for a tar give source.type: tar" if folder.suffix == ".tar" else None
+    raise DataError(f"{folder} {what}{listing}", where=field, hint=hint)
 
 
 def _tar_status(source: TarSource) -> tuple[int, int]:

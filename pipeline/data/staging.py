@@ -24,6 +24,8 @@ from schemas.errors import DiskFullError, PausedError
 from schemas.spec import canonical_json
 
 SECONDS_BETWEEN_LINES = 2.0
+BUILD_PIECES = ("plan.json", "thresholds.json", "listing", "units", "buckets", "shards")
+"""All that a build keeps below its progress folder: see `Staging`."""
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def read_document(path: Path, kind: type[S]) -> S:
     except (OSError, ValueError) as error:
         raise IntegrityError(
             f"{path} does not hold a readable {kind.__name__}: {error}",
-            hint="vitrail verify tells whether the artifact is whole",
+            hint="vitrail run SPEC --force STAGE, with the stage that made it",
         ) from error
 
 

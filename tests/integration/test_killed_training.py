@@ -89,7 +89,7 @@ def test_a_killed_worker_changes_nothing_in_the_final_weights(
         else:
             mark.unlink()
         config = {"plan": plan, "mark": str(mark), "after": "step-00000010"}
-        run_gang(work.train_and_die_once, config, gang, say=said.append)
+        run_gang(work.train_and_die_once, config, gang, say=said.append, stop=lambda: False)
         models.append((plan.attempt / "model" / "model.safetensors").read_bytes())
     assert len(said) == 1, "one gang was lost"
     log = (tmp_path / "killed" / "log.txt").read_text()

@@ -12,17 +12,21 @@ from tests.support import gang as work
 pytestmark = pytest.mark.ray
 
 
-def run(function: Any, folder: Path, **config: Any) -> tuple[Any, list[str]]:
-    said: list[str] = []
-    gang = Gang(
+def a_gang(folder: Path, *, cpus_per_worker: float = 0.5) -> Gang:
+    return Gang(
         workers=2,
-        cpus_per_worker=0.5,
+        cpus_per_worker=cpus_per_worker,
         gpus_per_worker=0,
         name="test",
         storage=folder,
         env={"VITRAIL_TEST": "before the first import"},
     )
-    return run_gang(function, config, gang, say=said.append), said
+
+
+def run(function: Any, folder: Path, **config: Any) -> tuple[Any, list[str]]:
+    said: list[str] = []
+    gang = a_gang(folder)
+    return run_gang(function, config, gang, say=said.append, stop=lambda: False), said
 
 
 def test_all_ranks_work_together_and_rank_0_answers(ray_session: Any, tmp_path: Path) -> None:
@@ -50,5 +54,32 @@ def test_a_lost_process_starts_the_gang_again(ray_session: Any, tmp_path: Path) 
 
 
 def test_a_bug_is_not_tried_again(ray_session: Any, tmp_path: Path) -> None:
-    with pytest.raises(StageFailedError, match="no such thing"):
-        run(work.stumble, tmp_path)
+    said: list[str] = []
+    with pytest.raises(StageFailedError) as caught:
+        run_gang(work.stumble, {}, a_gang(tmp_path), say=said.append, stop=lambda: False)
+    assert caught.value.what == "a training process failed: KeyError: 'no such thing'"
+    assert len(said) == 1
+    assert "in stumble" in said[0]  # the traceback of the worker, whole
+
+
+def test_a_gang_that_never_fits_is_refused_at_once(ray_session: Any, tmp_path: Path) -> None:
+    gang = a_gang(tmp_path, cpus_per_worker=3)
+    with pytest.raises(StageFailedError, match=r"has 4 CPU .* room for 1$"):
+        run_gang(work.add_up, {}, gang, say=print, stop=lambda: False)
+
+
+def test_a_gang_that_waits_for_room_says_so_and_can_be_stopped(
+    ray_session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
+    said: list[str] = []
+    others = placement_group([{"CPU": 4}])
+    assert others.wait(30)
+    try:
+        with pytest.raises(PausedError, match="waiting for room"):
+            run_gang(work.add_up, {}, a_gang(tmp_path), say=said.append, stop=lambda: bool(said))
+    finally:
+        remove_placement_group(others)
+    assert said == ["the cluster is busy; waiting for room for 2 training worker(s)"]

@@ -104,7 +104,7 @@ def test_variants_share_all_work_that_is_the_same(axes: dict[str, None]) -> None
     matrix = ", ".join(f"{axis}: {values[axis]}" for axis in axes)
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder))
-        graph = graph_of(f"matrix={{{matrix}}}")
+        graph = graph_of("corpus.source.splits={train: a, test: b}", f"matrix={{{matrix}}}")
         outcomes = world.run(graph)
         keys = [outcome.key for outcome in outcomes.values()]
         assert None not in keys

@@ -1,6 +1,7 @@
 """Whole implementations of the ports for tests: documents in memory, files in a folder."""
 
 import hashlib
+import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from schemas.artifacts import (
     artifact_name,
 )
 from schemas.errors import IntegrityError
-from schemas.runs import StageRequest
+from schemas.runs import InputArtifact, StageRequest
 from schemas.spec import canonical_json, digest_of
 
 
@@ -77,8 +78,15 @@ class MemoryStore:
                 return f"{file.path} has other bytes"
         return None
 
+    def check_input(self, artifact: InputArtifact) -> str | None:
+        made = [
+            result for result in self.results.values() if str(self.path(result)) == artifact.path
+        ]
+        return self.verify(made[0]) if made else f"{artifact.artifact} is missing"
+
     def discard(self, result: StageResult, reason: str) -> None:
         self.results.pop((result.kind, result.key), None)
+        shutil.rmtree(self.path(result).parents[1] / "progress", ignore_errors=True)
         self.discarded.append((result.artifact, reason))
 
     def begin(self, kind: str, key: str) -> FolderAttempt:

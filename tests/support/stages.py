@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs.stage import StageEntry, StageOutput, StageTools
+from pipeline.data.sources import fingerprint
 from schemas.artifacts import KeyRecord
 from schemas.runs import InputArtifact, StageRequest
-from schemas.spec import digest_of
 from schemas.stage import StageSpec
 from tests.support.pools import NoStop, SerialPool
 
@@ -75,11 +75,13 @@ def _request(
     spec: StageSpec, folder: Path, *, inputs: Mapping[str, InputArtifact], seed: int
 ) -> StageRequest:
     fields: dict[str, Any] = spec.dump()
+    source = getattr(spec, "source", None)
+    origin = {"source": fingerprint(source)} if source is not None else {}
     record = KeyRecord(
         kind=fields["kind"],
         revision=1,
         fields=fields,
-        inputs={"source": digest_of(fields)} | {port: it.digest for port, it in inputs.items()},
+        inputs=origin | {port: it.digest for port, it in inputs.items()},
         libraries={},
         seed=seed,
     )

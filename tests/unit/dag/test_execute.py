@@ -4,6 +4,7 @@ import pytest
 
 from pipeline.dag.execute import run_status
 from pipeline.dag.selection import Selection
+from schemas.artifacts import artifact_name
 from schemas.errors import (
     InfrastructureError,
     IntegrityError,
@@ -12,7 +13,9 @@ from schemas.errors import (
     StageFailedError,
     UsageError,
 )
+from schemas.runs import StageRequest
 from tests.support.dag import STAGES, World, graph_of, statuses
+from tests.support.fakes import default_content
 
 
 @pytest.fixture
@@ -302,3 +305,33 @@ def test_a_selection_that_cannot_run_is_refused_before_anything_runs(world: Worl
     with pytest.raises(UsageError, match="--force names report"):
         world.run(graph_of(), Selection(until=("clean",), force=("report",)))
     assert world.runner.ran == []
+
+
+def test_the_end_of_a_stage_names_the_curve_that_was_committed_with_it(world: World) -> None:
+    def content(request: StageRequest) -> str:
+        artifact = artifact_name(request.spec["kind"], request.key)
+        (attempt,) = (world.root / "artifacts" / artifact / "attempts").iterdir()
+        (attempt / "logs").mkdir()
+        (attempt / "logs" / "metrics.jsonl").touch()
+        return default_content(request)
+
+    world.run(graph_of(), Selection(until=("corpus",)))
+    (finished,) = world.told("stage_finished", "corpus")
+    assert finished.metrics_path is None
+    world.runner.content = content
+    world.run(graph_of(), Selection(until=("pets",)))
+    (finished,) = world.told("stage_finished", "pets")
+    kept = world.store.path(world.store.refs["pets", "pets"]) / "logs" / "metrics.jsonl"
+    assert finished.metrics_path == str(kept)
+
+
+def test_a_name_given_to_a_model_that_is_made_already_is_said_not_to_be_registered(
+    world: World,
+) -> None:
+    world.run(graph_of())
+    world.run(graph_of("transfer.register_as=cats"))
+    assert [event.message for event in world.told("log", "transfer")][1:] == [
+        "transfer: is reused, so it is not registered as cats; --force transfer registers it"
+    ]
+    world.run(graph_of("transfer.register_as=null"))
+    assert len(world.told("log", "transfer")) == 1

@@ -62,9 +62,21 @@ def test_keys_are_text_whatever_they_look_like() -> None:
 
 
 def test_numbers_of_an_override_are_numbers() -> None:
-    spec = experiment("transfer.optim.peak_lr=3e-4", "transfer.optim.warmup_steps=012")
-    optim = spec.stages["transfer"].optim
-    assert (optim.peak_lr, optim.warmup_steps) == (3e-4, 12)
+    spec = experiment("transfer.optim.peak_lr=3e-4", "transfer.duration.steps=012")
+    transfer = spec.stages["transfer"]
+    assert (transfer.optim.peak_lr, transfer.duration.steps) == (3e-4, 12)
+
+
+def test_a_warm_up_that_never_ends_is_refused() -> None:
+    said = problem("pretrain.optim.warmup_steps=10")
+    assert "optim.warmup_steps 10 must be less than duration.steps 10" in said
+    assert "stages.pretrain" in said
+    assert experiment("pretrain.optim.warmup_steps=9")
+
+
+def test_a_search_chooses_the_steps_so_that_any_warm_up_may_be_given() -> None:
+    search = "transfer.search={peak_lr: [1e-3], steps: [20]}"
+    assert experiment("transfer.optim.warmup_steps=9", search)
 
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
@@ -287,7 +299,8 @@ def test_a_reference_to_another_value_is_followed_after_overrides() -> None:
         "{type: image_folder, uri: /data/pets, splits: {train: train/, test: test/}}",
         "${corpus.source}",
     )
-    spec = experiment("corpus.source.uri=/new", text=text)
+    both = "corpus.source.splits={train: a, test: b}"
+    spec = experiment("corpus.source.uri=/new", both, text=text)
     assert spec.stages["pets"].source == spec.stages["corpus"].source
     said = problem(text=text.replace("${corpus.source}", "${corpus.image}"))
     assert "${corpus.image} names nothing" in said

@@ -102,7 +102,8 @@ def test_an_axis_with_a_free_name_sets_several_things_at_once() -> None:
 
 
 def test_an_axis_may_change_what_a_stage_reads() -> None:
-    graph = graph_of("matrix={pixels.data: [pets, clean]}")
+    splits = "corpus.source.splits={train: a, test: b}"
+    graph = graph_of(splits, "matrix={pixels.data: [pets, clean]}")
     assert graph.node("pixels[pixels.data=clean]").inputs["data"].stage == "clean"
 
 
@@ -159,6 +160,40 @@ def test_a_bad_matrix_is_refused_with_its_place(matrix: str, sentence: str) -> N
         experiment(f"matrix={matrix}")
     assert sentence in refused.value.what
     assert refused.value.where
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        (
+            "accuracy.data=pets@tset",
+            "'pets' has no split 'tset' (did you mean 'test'?); its splits are train, test",
+        ),
+        ("accuracy.data=corpus", "'corpus' has no split 'test'; its only split is train"),
+        ("transfer.data=clean@test", "'clean' has no split 'test'; its only split is train"),
+        ("clean.against=[pets@tests]", "'pets' has no split 'tests' (did you mean 'test'?)"),
+        ("pixels.data=corpus", "'corpus' has no split 'test'"),
+        ("pixels.data=pets@test", "always reads train and test; write pets"),
+        ("accuracy.model=transfer@test", "'transfer' is no shard set"),
+    ],
+)
+def test_a_split_that_there_will_not_be_is_refused_before_anything_runs(
+    override: str, sentence: str
+) -> None:
+    with pytest.raises(SpecError) as refused:
+        experiment(override)
+    assert sentence in refused.value.what
+    assert f"--set {override.partition('=')[0]}" in str(refused.value.where)
+
+
+def test_the_splits_of_a_variant_are_those_of_its_own_values() -> None:
+    made = experiment("corpus.split={test_ratio: 0.5}", "transfer.data=clean@test")
+    assert expand(made).node("transfer").inputs["data"] == StageRef("clean", "test")
+    with pytest.raises(SpecError, match="has no split 'test'"):
+        experiment(
+            "matrix={how: [{corpus.split: {test_ratio: 0.5}}, {corpus.split: null}]}",
+            "transfer.data=clean@test",
+        )
 
 
 def test_upstream_and_downstream_are_closed() -> None:

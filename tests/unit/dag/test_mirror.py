@@ -287,3 +287,61 @@ def test_a_tracker_that_hangs_holds_up_nobody(folder: RunFolder) -> None:
     go_on.set()
     assert thread.stop(deadline_seconds=60)
     assert mirror.url() == "memory:run-1/None"
+
+
+def finish_with(folder: RunFolder, curve: Path) -> None:
+    """The stage ends; `curve` is the committed copy of its points."""
+    folder.append(
+        Event(
+            type="stage_finished",
+            at_ms=3000,
+            stage="pretrain",
+            status="ran",
+            metrics_path=str(curve),
+        )
+    )
+
+
+@pytest.mark.parametrize("told_before", [True, False])
+def test_the_committed_curve_ends_it_once_when_the_work_in_progress_is_gone(
+    folder: RunFolder, told_before: bool
+) -> None:
+    tracker = MemoryTracker()
+    log = begin_training(folder, steps=3)
+    if told_before:
+        assert mirror_of(folder, tracker).replay()
+    add_steps(log, range(3, 6))
+    kept = (folder.path / "metrics.jsonl").rename(folder.path / "kept.jsonl")
+    finish_with(folder, kept)
+    assert mirror_of(folder, tracker).replay()
+    assert tracker.run_of("pretrain").steps("train/loss_nats") == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_committed_curve_that_lies_beside_its_origin_is_told_once(folder: RunFolder) -> None:
+    tracker = MemoryTracker()
+    begin_training(folder, steps=4)
+    kept = folder.path / "kept.jsonl"
+    kept.write_bytes((folder.path / "metrics.jsonl").read_bytes())
+    finish_with(folder, kept)
+    assert mirror_of(folder, tracker).replay()
+    assert tracker.run_of("pretrain").steps("train/loss_nats") == [0, 1, 2, 3]
+
+
+def test_a_committed_curve_that_is_missing_leaves_what_was_told(folder: RunFolder) -> None:
+    tracker = MemoryTracker()
+    begin_training(folder, steps=2)
+    finish_with(folder, folder.path / "gone.jsonl")
+    assert mirror_of(folder, tracker).replay()
+    assert tracker.run_of("pretrain").steps("train/loss_nats") == [0, 1]
+    assert tracker.run_of("pretrain").status == "finished"
+
+
+def test_the_end_of_a_run_closes_what_is_open_still(folder: RunFolder) -> None:
+    tracker = MemoryTracker()
+    begin_training(folder, steps=3)
+    folder.append(Event(type="run_finished", at_ms=4000, status="failed"))
+    assert mirror_of(folder, tracker).replay()
+    child = tracker.run_of("pretrain")
+    assert (child.status, child.end_ms) == ("failed", 4000)
+    assert child.steps("train/loss_nats") == [0, 1, 2]
+    assert tracker.run_of(None).status == "failed"

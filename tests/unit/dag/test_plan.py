@@ -228,3 +228,11 @@ def test_a_shared_stage_of_a_matrix_is_reused_between_experiments(made: World) -
     assert actions["corpus"] == "reuse"
     assert actions["pretrain[seed=17]"] == "reuse", "the same work as before the matrix"
     assert actions["pretrain[seed=18]"] == "run"
+
+
+def test_a_reason_names_three_stages_that_come_first_and_counts_the_rest(world: World) -> None:
+    planned = world.plan(graph_of("matrix={pixels.image_px: [1, 2, 3, 4]}"))
+    assert planned[-1].decision.reason == (
+        "depends on accuracy, pixels[pixels.image_px=1], pixels[pixels.image_px=2] and 2 more, "
+        "which run first"
+    )

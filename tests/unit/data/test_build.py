@@ -10,9 +10,18 @@ import pytest
 from pipeline.data.order import keyed_hash
 from pipeline.data.shards import ShardSet
 from pipeline.ports import TaskPool
+from schemas.data import IngestSpec
 from schemas.errors import DataError, PausedError, SpecError
 from schemas.manifest import REJECTIONS_FILE
-from tests.support.corpora import CLASSES, broken_files, encode, odd_files, picture, write_folder
+from tests.support.corpora import (
+    CLASSES,
+    broken_files,
+    encode,
+    odd_files,
+    picture,
+    write_folder,
+    write_tar,
+)
 from tests.support.datasets import build, ingest_spec, small_set
 from tests.support.pools import ChaosPool, DyingPool, KilledError, SerialPool, StopAfter
 
@@ -214,6 +223,56 @@ def test_shards_are_hard_links_of_the_progress(tmp_path: Path) -> None:
     for path in result.known_sha256:
         if path.startswith("shards/"):
             assert (tmp_path / "out" / path).stat().st_nlink == 2
+
+
+def test_a_damaged_shard_in_the_progress_is_written_again(tmp_path: Path) -> None:
+    spec = ingest_spec(write_folder(tmp_path / "raw", per_class=2))
+    first = build(spec, tmp_path)
+    (shard,) = (tmp_path / "progress" / "shards").iterdir()
+    with shard.open("r+b") as file:
+        file.seek(shard.stat().st_size // 2)
+        file.write(b"damage")
+    shutil.rmtree(tmp_path / "out")
+    assert build(spec, tmp_path).digest == first.digest
+    ShardSet.open(tmp_path / "out").verify()
+
+
+def test_a_corpus_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "raw", per_class=2)
+
+    class Meddler(SerialPool):
+        def map(self, function, items, *, label):  # type: ignore[no-untyped-def]
+            yield from super().map(function, items, label=label)
+            (folder / "wave" / "late.jpg").write_bytes(encode(picture(2, 99)))
+
+    with pytest.raises(DataError, match="changed while it was read; run again"):
+        build(ingest_spec(folder), tmp_path, pool=Meddler())
+    assert not (tmp_path / "out").exists()
+    assert build(ingest_spec(folder), tmp_path).manifest.num_rows == 7
+
+
+@pytest.mark.parametrize("as_tar", [False, True])
+def test_a_folder_around_the_classes_is_named_and_can_be_divided(
+    tmp_path: Path, *, as_tar: bool
+) -> None:
+    folder = tmp_path / "raw"
+    write_folder(folder / "photos", per_class=20)
+    source: dict[str, object] = {"type": "image_folder", "uri": str(folder)}
+    if as_tar:
+        source = {"type": "tar", "uri": str(write_tar(tmp_path / "raw.tar", folder))}
+    spec = {"kind": "ingest", "split": {"test_ratio": 0.3}}
+    with pytest.raises(DataError, match="has one folder on top, photos") as caught:
+        build(IngestSpec.parse({**spec, "source": source}), tmp_path)
+    assert caught.value.hint is not None
+    assert "source.splits: {train: photos}" in caught.value.hint
+    source["splits"] = {"train": "photos"}
+    manifest = build(IngestSpec.parse({**spec, "source": source}), tmp_path).manifest
+    assert manifest.class_names == CLASSES
+    assert set(manifest.splits) == {"train", "test"}
+    assert manifest.num_rows == 60
+    source["splits"] = {"train": "photos", "test": "more"}
+    with pytest.raises(ValueError, match="split divides one"):
+        IngestSpec.parse({**spec, "source": source})
 
 
 def test_small_corpora_keep_their_facts(tmp_path: Path) -> None:

@@ -152,6 +152,13 @@ def test_a_missing_folder_or_split_is_named(tmp_path: Path) -> None:
     assert caught.value.where == "source.splits.train"
 
 
+def test_a_tar_given_as_a_folder_is_told_its_type(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "a.tar", write_folder(tmp_path / "raw", per_class=1))
+    with pytest.raises(DataError, match="is not a folder") as caught:
+        fingerprint(ImageFolderSource(uri=str(tar)))
+    assert caught.value.hint == "for a tar give source.type: tar"
+
+
 def test_an_empty_or_flat_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="is empty"):

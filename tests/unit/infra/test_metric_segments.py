@@ -90,3 +90,21 @@ def test_a_whole_line_that_is_no_point_is_an_integrity_error(tmp_path: Path) -> 
     path.write_text("{}\n")
     with pytest.raises(IntegrityError, match="not a metric point"):
         read_points(path, 0)
+
+
+def test_a_file_that_was_begun_anew_is_read_from_its_start(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = SegmentLog(path)
+    for step in range(9):
+        log.log({"train/loss_nats": 1 / 3}, step=step)
+    log.close()
+    _, offset = read_points(path, 0)
+    path.unlink()
+    assert read_points(path, offset) == ([], offset)
+    log = SegmentLog(path)
+    log.log({"train/top1_ratio": 1.0}, step=0)
+    log.close()
+    points, after = read_points(path, offset)
+    assert [point.key for point in points] == ["train/top1_ratio"]
+    assert after == path.stat().st_size
+    assert read_points(path, 7) == (points, after)

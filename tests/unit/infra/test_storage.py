@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from infra.file_digests import file_fault
 from infra.storage import LocalStore, open_store
+from schemas.artifacts import ArtifactFile, StageResult
 from schemas.errors import DiskFullError, IntegrityError, SpecError, UnreachableError
+from schemas.runs import InputArtifact
 from tests.support.artifacts import KIND, make_artifact, stage_record, write_files
 
 
@@ -190,6 +193,71 @@ def test_a_discarded_result_makes_room_for_another(store: LocalStore, tmp_path: 
     second = make_artifact(store, content="second")
     store.discard(first, "somebody noticed late")
     assert store.lookup(KIND, first.key) == second
+
+
+def test_the_progress_of_a_discarded_result_goes_with_it(store: LocalStore) -> None:
+    record = stage_record()
+    attempt = store.begin(KIND, record.key)
+    write_files(attempt.path)
+    (attempt.progress / "metrics.jsonl").write_text("points")
+    result = store.commit(attempt, record, known_sha256={})
+    store.discard(result, "forced")
+    again = store.begin(KIND, record.key)
+    assert not list(again.progress.iterdir())
+    (again.progress / "step").touch()
+    store.discard(result, "somebody noticed late")
+    assert (again.progress / "step").exists()
+
+
+def as_input(store: LocalStore, result: StageResult) -> InputArtifact:
+    return InputArtifact(
+        stage="accuracy",
+        kind=result.kind,
+        artifact=result.artifact,
+        digest=result.digest,
+        path=str(store.path(result)),
+        split=None,
+        metrics={},
+    )
+
+
+def test_an_input_is_read_once_and_again_when_a_file_was_touched(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = make_artifact(store)
+    found = as_input(store, result)
+    reads: list[str] = []
+
+    def count(folder: Path, file: ArtifactFile, *, read_all: bool) -> str | None:
+        reads.append(file.path)
+        return file_fault(folder, file, read_all=read_all)
+
+    monkeypatch.setattr("infra.first_reads.file_fault", count)
+    for _ in range(2):
+        assert store.check_input(found) is None
+        assert len(reads) == 2
+    _touch(store.path(result) / "report.json")
+    assert store.check_input(found) is None
+    assert len(reads) == 4
+    _rewrite(store.path(result) / "report.json")
+    for _ in range(2):
+        assert "report.json has other bytes" in (store.check_input(found) or "")
+    _remove(store.path(result) / "report.json")
+    assert "report.json is missing" in (store.check_input(found) or "")
+    assert store.present(result) is not None
+
+
+@pytest.mark.parametrize("text", [None, "{}", '{"files": []}'])
+def test_an_input_whose_manifest_is_not_the_committed_one_is_refused(
+    store: LocalStore, text: str | None
+) -> None:
+    result = make_artifact(store)
+    manifest = store.path(result).parent / "manifest.json"
+    if text is None:
+        manifest.unlink()
+    else:
+        manifest.write_text(text)
+    assert "the manifest of" in (store.check_input(as_input(store, result)) or "")
 
 
 def test_a_ref_remembers_the_last_result_of_a_stage_of_any_name(store: LocalStore) -> None:

@@ -9,6 +9,7 @@ from jobs import filter as filter_job
 from jobs import ingest as ingest_job
 from pipeline.data.images import decode
 from pipeline.data.shards import ShardSet
+from pipeline.data.staging import BUILD_PIECES
 from schemas.data import FilterSpec
 from schemas.manifest import DATASET_FOLDER
 from tests.support.corpora import write_folder
@@ -40,6 +41,32 @@ def test_ingest_leaves_a_shard_set_its_figures_and_a_sheet(corpus: StageRun) -> 
     assert summary["images_of_class"]["train"] == {"circle": 6, "stripes": 6, "wave": 7}
     assert decode((corpus.path / "figures" / "contact_sheet.png").read_bytes()).ndim == 3
     assert "rejected: 1 zero_byte" in corpus.said[-1]
+
+
+def test_what_a_build_keeps_in_its_progress_is_spent(corpus: StageRun, tmp_path: Path) -> None:
+    kept = {path.name for path in (tmp_path / "corpus" / "progress").iterdir()}
+    assert kept == set(corpus.output.spent) == set(BUILD_PIECES)
+
+
+def test_images_too_small_for_a_hash_are_counted_and_told(tmp_path: Path) -> None:
+    spec = ingest_spec(write_folder(tmp_path / "raw", per_class=4), image={"max_side_px": 16})
+    small = run_stage(ingest_job.run, spec, tmp_path / "small")
+    other = run_stage(
+        ingest_job.run,
+        ingest_spec(write_folder(tmp_path / "more", per_class=2, seed=3)),
+        tmp_path / "other",
+    )
+    clean = run_stage(
+        filter_job.run,
+        FilterSpec(data="small", against=("other",)),
+        tmp_path / "clean",
+        inputs={"data": small.at("train"), "against[0]": other.at(None)},
+    )
+    assert clean.output.metrics["filter/not_comparable_count"] == 12
+    assert "12 images too small for the near search" in clean.said[-1]
+    assert {path.name for path in (tmp_path / "clean" / "progress").iterdir()} == set(
+        clean.output.spent
+    )
 
 
 def test_hashes_given_to_the_store_are_those_of_the_files(corpus: StageRun) -> None:
