@@ -19,21 +19,19 @@ class Target:
     overrides: tuple[str, ...]
 
     def experiment(self) -> ExperimentSpec:
-        """The validated experiment; `~` in the place of a corpus is the user's home."""
+        """The validated experiment, with places of corpora that mean the same in every process."""
         found = load_experiment(
             find_spec(self.spec), profile=self.profile, overrides=self.overrides
         )
-        stages = {name: _at_home(stage) for name, stage in found.stages.items()}
+        stages = {name: _with_absolute_source(stage) for name, stage in found.stages.items()}
         return found.model_copy(update={"stages": stages})
 
 
-def _at_home(stage: AnyStage) -> AnyStage:
-    """No shell expands `~` within `--set corpus.source.uri=~/photos`."""
+def _with_absolute_source(stage: AnyStage) -> AnyStage:
+    """Workers run elsewhere, and no shell expands `~` within `--set corpus.source.uri=~/photos`."""
     if not isinstance(stage, IngestSpec) or isinstance(stage.source, SklearnSource):
         return stage
-    uri = stage.source.uri
-    if not uri.startswith("~"):
-        return stage
+    uri = str(Path(stage.source.uri).expanduser().absolute())
     # A copy remembers which fields the user gave, which the matrix has to know.
-    source = stage.source.model_copy(update={"uri": str(Path(uri).expanduser())})
+    source = stage.source.model_copy(update={"uri": uri})
     return stage.model_copy(update={"source": source})

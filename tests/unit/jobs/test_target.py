@@ -15,6 +15,6 @@ def test_a_corpus_below_the_users_home_is_found_although_no_shell_expanded_it(
     assert stages["downstream"].source.uri == str(tmp_path / "photos")
 
 
-def test_other_places_stay_as_they_are_written() -> None:
+def test_a_relative_place_means_the_same_in_every_process() -> None:
     target = Target("photos", None, None, ("corpus.source.uri=photos/~old",))
-    assert target.experiment().stages["corpus"].source.uri == "photos/~old"
+    assert target.experiment().stages["corpus"].source.uri == str(Path.cwd() / "photos" / "~old")
