@@ -164,9 +164,13 @@ class LocalStore:
             attempt.progress.mkdir(exist_ok=True)
         return attempt
 
-    def hold(self, kind: str, key: str) -> KeyLock:
-        """Exclusive use of a key while the `with` block lasts; waits for another holder."""
-        return KeyLock(self._folder(kind, key), say=self._say)
+    def hold(self, kind: str, key: str, *, stop: Callable[[], bool] | None = None) -> KeyLock:
+        """Exclusive use of a key while the `with` block lasts; waits for another holder.
+
+        Raises:
+            PausedError: On entry, if `stop` says so while another holds the key.
+        """
+        return KeyLock(self._folder(kind, key), say=self._say, stop=stop)
 
     def commit(
         self, attempt: Attempt, record: StageRecord, *, known_sha256: dict[str, str]

@@ -60,7 +60,8 @@ def execute_stage(
         VitrailError: What else went wrong, as a sentence; the traceback is in the run's log.
     """
     kind = request.spec["kind"]
-    with store.hold(kind, request.key):
+    pause = PauseFile(Path(request.pause_path))
+    with store.hold(kind, request.key, stop=pause.requested):
         done = store.lookup(kind, request.key)
         if done is not None:
             fault = store.present(done)

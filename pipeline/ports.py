@@ -90,8 +90,11 @@ class ArtifactStore(Protocol):
         """A fresh attempt at a key."""
         ...
 
-    def hold(self, kind: str, key: str) -> "Hold":
-        """Exclusive use of a key while the `with` block lasts; waits for another holder."""
+    def hold(self, kind: str, key: str, *, stop: Callable[[], bool] | None = None) -> "Hold":
+        """Exclusive use of a key while the `with` block lasts; waits for another holder.
+
+        `stop` ends the waiting with `PausedError`.
+        """
         ...
 
     def commit(

@@ -99,7 +99,9 @@ class MemoryStore:
         attempt.progress.mkdir(exist_ok=True)
         return attempt
 
-    def hold(self, kind: str, key: str) -> threading.RLock:
+    def hold(
+        self, kind: str, key: str, *, stop: Callable[[], bool] | None = None
+    ) -> threading.RLock:
         return self._locks.setdefault((kind, key), threading.RLock())
 
     def commit(
