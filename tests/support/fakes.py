@@ -213,7 +213,7 @@ class InlineRunner:
 
     def wait(
         self,
-        timeout_seconds: float,  # noqa: ARG002  # nothing takes time here
+        timeout_seconds: float,  # nothing takes time here
     ) -> Sequence[tuple[StageRequest, StageResult | BaseException]]:
         if not self._waiting:
             return []

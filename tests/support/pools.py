@@ -17,7 +17,7 @@ class SerialPool:
         function: Callable[[X], Y],
         items: Iterable[X],
         *,
-        label: str,  # noqa: ARG002 - of the port
+        label: str,
     ) -> Iterator[tuple[X, Y]]:
         for item in items:
             yield item, function(item)
@@ -36,7 +36,7 @@ class ChaosPool:
         function: Callable[[X], Y],
         items: Iterable[X],
         *,
-        label: str,  # noqa: ARG002 - of the port
+        label: str,
     ) -> Iterator[tuple[X, Y]]:
         shuffled = list(items)
         self._random.shuffle(shuffled)

@@ -70,7 +70,7 @@ class TaskRunner:
 
     def wait(
         self,
-        timeout_seconds: float,  # noqa: ARG002  # nothing takes time here
+        timeout_seconds: float,  # nothing takes time here
     ) -> Sequence[tuple[StageRequest, StageResult | BaseException]]:
         request = self.waiting.pop(0)
         self.before(request)
