@@ -169,7 +169,7 @@ class _Run:
         with StopRequests(self._pause) as stops, self.view:
             thread.start()
             try:
-                outcomes = self._execute()
+                outcomes = self._execute(stops)
             except BaseException as error:
                 self._tell_failure(error)
                 thread.stop(deadline_seconds=_MIRROR_DEADLINE_SECONDS)
@@ -248,7 +248,7 @@ class _Run:
             )
         )
 
-    def _execute(self) -> tuple[StageOutcome, ...]:
+    def _execute(self, stops: StopRequests) -> tuple[StageOutcome, ...]:
         from infra.ray_cluster import cluster, require_shared
         from infra.ray_stages import RayStageRunner
 
@@ -259,6 +259,7 @@ class _Run:
             _shipped_code(self.options.address) as code,
             cluster(self.options.address, code=code) as ray,
         ):
+            stops.listen()
             if self.options.address is not None:
                 require_shared(ray, self.options.workspace.root)
             runner = RayStageRunner(execute_in_worker, cores_of=cores_of)

@@ -23,8 +23,14 @@ class StopRequests:
     def __enter__(self) -> Self:
         """Begin to listen."""
         for number in _SIGNALS:
-            self._former[number] = signal.signal(number, self._handle)
+            self._former[number] = signal.getsignal(number)
+        self.listen()
         return self
+
+    def listen(self) -> None:
+        """Listen again, after a library has put handlers of its own in place (Ray does, on start)."""
+        for number in _SIGNALS:
+            signal.signal(number, self._handle)
 
     def __exit__(
         self,
