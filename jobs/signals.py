@@ -28,7 +28,7 @@ class StopRequests:
         return self
 
     def listen(self) -> None:
-        """Listen again, after a library has put handlers of its own in place (Ray does, on start)."""
+        """Listen again, after a library (Ray, when it starts) has put its own handlers in place."""
         for number in _SIGNALS:
             signal.signal(number, self._handle)
 
