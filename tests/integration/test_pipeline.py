@@ -97,7 +97,7 @@ def test_explain_tells_field_by_field(made: Made) -> None:
     told = vitrail(*words, cwd=made.folder)
     assert told.code == 0
     assert "optim.peak_lr" in told.stdout
-    assert "0.001" in told.stdout
+    assert "0.003" in told.stdout
     assert "0.002" in told.stdout
 
 
@@ -114,7 +114,7 @@ def test_mlflow_mirrors_the_run(made: Made) -> None:
     assert set(children) == {stage.name for stage in made.document.stages}
     assert {run.info.status for run in runs} == {"FINISHED"}
     transfer = children["transfer"]
-    assert transfer.data.params["optim.peak_lr"] == "0.001"
+    assert transfer.data.params["optim.peak_lr"] == "0.003"
     history = client.get_metric_history(transfer.info.run_id, "train/loss")
     assert [point.step for point in history] == sorted({point.step for point in history})
     assert len(history) == 4
