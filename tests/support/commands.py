@@ -82,9 +82,9 @@ def interrupted(
         )
         _await_text(cwd / "stderr.txt", when, process)
         family = psutil.Process(process.pid).children(recursive=True)
-        # A terminal sends Ctrl-C to the whole group.
         for number in signals:
-            os.killpg(process.pid, number)
+            # A terminal sends Ctrl-C to the whole group, `vitrail cancel` and Ray to the process.
+            (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
             time.sleep(0.3)
         stdout, _ = process.communicate(timeout=120)
     gone, alive = psutil.wait_procs(family, timeout=10)
