@@ -5,7 +5,9 @@ from pathlib import Path
 
 from jobs.stage import StageOutput, StageTools
 from pipeline.data.filter import INDEX_FILE, FilterResult, Removal, TestSplit, decontaminate
-from pipeline.data.images import Pixels, decode, tile
+from pipeline.data.images.codec import Pixels
+from pipeline.data.images.render import decode
+from pipeline.data.images.sheet import tile
 from pipeline.data.shards import ShardSet
 from pipeline.data.staging import BuildTools, write_bytes
 from schemas.data import FilterSpec

@@ -7,7 +7,8 @@ import numpy as np
 
 from jobs.stage import StageOutput, StageTools
 from pipeline.data.build import BuildResult, build_shard_set
-from pipeline.data.images import decode, tile
+from pipeline.data.images.render import decode
+from pipeline.data.images.sheet import tile
 from pipeline.data.shards import ShardSet
 from pipeline.data.staging import BUILD_PIECES, BuildTools, write_bytes
 from schemas.data import IngestSpec

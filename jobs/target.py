@@ -5,8 +5,9 @@ from pathlib import Path
 
 from jobs.recipes import find_spec
 from pipeline.dag.experiment_file import load_experiment
-from schemas.data import IngestSpec, SklearnSource
+from schemas.data import IngestSpec
 from schemas.experiment import AnyStage, ExperimentSpec
+from schemas.sources import SklearnSource
 
 
 @dataclass(frozen=True)

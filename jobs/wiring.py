@@ -17,10 +17,10 @@ from pipeline.dag.graph import Graph, StageNode
 from pipeline.dag.plan import Facts
 from pipeline.data.sources import fingerprint, source_bytes
 from schemas.artifacts import StageResult
-from schemas.data import SourceSpec
 from schemas.errors import DataError, SpecError
 from schemas.experiment import ExperimentSpec
 from schemas.runs import StageRequest
+from schemas.sources import SourceSpec
 
 if TYPE_CHECKING:
     from infra.mlflow_tracking import MlflowTracker

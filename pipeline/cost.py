@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from typing import Literal, Protocol
 
-from schemas.data import IngestSpec, SourceSpec
+from schemas.data import IngestSpec
 from schemas.evaluation import EvaluateSpec
 from schemas.experiment import AnyStage
 from schemas.model import ViTSpec
+from schemas.sources import SourceSpec
 from schemas.stage import StageRef
 from schemas.training import FinetuneSpec, PretrainSpec
 

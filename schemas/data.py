@@ -1,42 +1,12 @@
-"""What a user says of data: where images come from, what is kept, how they are stored."""
+"""What a user says of data: what is kept of a source, and how it is stored."""
 
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from schemas.spec import Execution, Input, Semantic, Spec
+from schemas.sources import SourceSpec
+from schemas.spec import Input, Semantic, Spec
 from schemas.stage import StageSpec
-
-
-class ImageFolderSource(Spec):
-    """A tree of class folders, `CLASS/**/image`; with `splits`, `SPLIT_FOLDER/CLASS/**/image`."""
-
-    type: Semantic[Literal["image_folder"]] = "image_folder"
-    uri: Execution[str]
-    """Folder on a disk that every worker can read. Not keyed: the listing's fingerprint is."""
-    splits: Semantic[dict[str, str]] = {}
-    """Split name -> folder inside `uri`. Empty: the whole tree is one corpus."""
-
-
-class TarSource(Spec):
-    """The same tree inside one uncompressed tar file, read as a stream and never unpacked."""
-
-    type: Semantic[Literal["tar"]] = "tar"
-    uri: Execution[str]
-    """Tar file on a disk that every worker can read."""
-    splits: Semantic[dict[str, str]] = {}
-    """Split name -> folder inside the tar. Empty: the whole tree is one corpus."""
-
-
-class SklearnSource(Spec):
-    """An image set that scikit-learn carries in its wheel."""
-
-    type: Semantic[Literal["sklearn"]] = "sklearn"
-    name: Semantic[Literal["digits"]] = "digits"
-    """`digits`: 1,797 scans of handwritten digits, 8 x 8 px, ten classes."""
-
-
-SourceSpec = Annotated[ImageFolderSource | TarSource | SklearnSource, Field(discriminator="type")]
 
 
 class HoldBackSpec(Spec):

@@ -11,9 +11,9 @@ from pipeline.dag.overrides import spec_path
 from pipeline.dag.selection import Chosen, Selection, choose
 from pipeline.ports import ArtifactStore
 from schemas.artifacts import KeyRecord, StageRecord, StageResult, artifact_name
-from schemas.data import SourceSpec
 from schemas.errors import SpecError, VitrailError
 from schemas.runs import Action, Change, Decision
+from schemas.sources import SourceSpec
 from schemas.spec import canonical_json
 
 T = TypeVar("T")

@@ -13,7 +13,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.data.images import Box, Pixels, render
+from pipeline.data.images.codec import Box, Pixels
+from pipeline.data.images.render import render
 from pipeline.data.order import Int64s
 from schemas.training import AugmentSpec
 

@@ -32,9 +32,10 @@ from pipeline.data.sources import check, list_units, split_names
 from pipeline.data.sources import fingerprint as source_fingerprint
 from pipeline.data.staging import BuildTools, Progress, Staging, write_json
 from pipeline.data.tree import class_folders, path_parts
-from schemas.data import HoldBackSpec, IngestSpec, SelectSpec, SourceSpec
+from schemas.data import HoldBackSpec, IngestSpec, SelectSpec
 from schemas.errors import DataError, SpecError
 from schemas.experiment import nearest
+from schemas.sources import SourceSpec
 from schemas.spec import digest_of, semantic_fields
 
 __all__ = ["BuildResult", "build_shard_set", "resolve_classes"]

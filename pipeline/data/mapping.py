@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.data.images import Prepared, prepare
+from pipeline.data.images.prepare import Prepared, prepare
 from pipeline.data.order import keyed_hash
 from pipeline.data.staging import Staging, read_plan, write_json, write_table
 from pipeline.data.tree import printable

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.data.images import codec_versions
+from pipeline.data.images.codec import codec_versions
 from pipeline.data.order import ORDER_VERSION
 from pipeline.data.staging import Staging, committing, write_canonical, write_table
 from schemas.data import IngestSpec

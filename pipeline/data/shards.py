@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.data.images import checksum
+from pipeline.data.images.codec import checksum
 from pipeline.data.order import ORDER_VERSION, Int64s, Removed
 from schemas.errors import DataError, IntegrityError
 from schemas.experiment import nearest

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from pipeline.data.tree import IMAGE_SUFFIXES, split_roots, walk
 from pipeline.data.units import RawImage, Unit, list_units, read_unit
-from schemas.data import ImageFolderSource, SklearnSource, SourceSpec, TarSource
 from schemas.errors import DataError, SpecError
+from schemas.sources import ImageFolderSource, SklearnSource, SourceSpec, TarSource
 
 __all__ = [
     "RawImage",

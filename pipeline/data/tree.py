@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from schemas.data import ImageFolderSource, SourceSpec, TarSource
 from schemas.errors import DataError
+from schemas.sources import ImageFolderSource, SourceSpec, TarSource
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 DEFAULT_SPLIT = "train"

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.tree import DEFAULT_SPLIT, Found, printable, walk
-from schemas.data import SklearnSource, SourceSpec
 from schemas.errors import DataError
+from schemas.sources import SklearnSource, SourceSpec
 
 FILES_PER_UNIT = 512
 BYTES_PER_UNIT = 64 * 2**20
@@ -162,7 +162,7 @@ def _read_digits(unit: Unit) -> Iterator[RawImage]:
     import numpy as np
     from sklearn.datasets import load_digits
 
-    from pipeline.data.images import encode_png
+    from pipeline.data.images.codec import encode_png
 
     images = load_digits().images
     for member in unit.members:

@@ -8,8 +8,8 @@ from pipeline.cost import (
     vit_flops,
     vit_parameters,
 )
-from schemas.data import SourceSpec
 from schemas.model import ModelSpec, ViTSpec
+from schemas.sources import SourceSpec
 from tests.support.dag import graph_of
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.filter import FilterResult, TestSplit, decontaminate
-from pipeline.data.images import resize
+from pipeline.data.images.render import resize
 from pipeline.data.loader import eval_batches
 from pipeline.data.matching import _candidates
 from pipeline.data.order import EpochOrder

@@ -4,18 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.images import (
-    Prepared,
-    Rejection,
-    decode,
-    encode_png,
-    phash,
-    prepare,
-    render,
-    resize,
-    thumbnail,
-    tile,
-)
+from pipeline.data.images.codec import encode_png
+from pipeline.data.images.hashes import phash, thumbnail
+from pipeline.data.images.prepare import Prepared, Rejection, prepare
+from pipeline.data.images.render import decode, render, resize
+from pipeline.data.images.sheet import tile
 from schemas.data import ImageSpec
 from tests.support.corpora import broken_files, encode, odd_files, picture
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.augment import CropParams, Draws, apply, centre_box, uniforms
-from pipeline.data.images import decode, resize
+from pipeline.data.images.render import decode, resize
 from pipeline.data.loader import Batch, TrainLoader, eval_batches, probe_batch
 from pipeline.data.shards import AnySplit, ShardSet
 from schemas.errors import DataError, IntegrityError

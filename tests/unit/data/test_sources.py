@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.data.sources import check, fingerprint, list_units, read_unit, source_bytes
 from pipeline.data.units import FILES_PER_UNIT, Unit
-from schemas.data import ImageFolderSource, SklearnSource, TarSource
 from schemas.errors import DataError, SpecError
+from schemas.sources import ImageFolderSource, SklearnSource, TarSource
 from tests.support.corpora import CLASSES, encode, picture, write_folder, write_tar
 
 

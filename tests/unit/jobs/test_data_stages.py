@@ -7,7 +7,7 @@ import pytest
 
 from jobs import filter as filter_job
 from jobs import ingest as ingest_job
-from pipeline.data.images import decode
+from pipeline.data.images.render import decode
 from pipeline.data.shards import ShardSet
 from pipeline.data.staging import BUILD_PIECES
 from schemas.data import FilterSpec

@@ -15,19 +15,13 @@ from pipeline.data.shards import ShardSet
 from pipeline.model.saved import save_model
 from pipeline.model.vit import build
 from schemas.checkpoint import SavedModel
-from schemas.data import (
-    ImageFolderSource,
-    ImageSpec,
-    IngestSpec,
-    SelectSpec,
-    SklearnSource,
-    SplitSpec,
-)
+from schemas.data import ImageSpec, IngestSpec, SelectSpec, SplitSpec
 from schemas.errors import DataError, StageFailedError
 from schemas.evaluation import AccuracyReport, BaselineSpec, EvaluateSpec, ReportSpec
 from schemas.model import ViTSpec
 from schemas.records import PREDICTIONS
 from schemas.runs import InputArtifact
+from schemas.sources import ImageFolderSource, SklearnSource
 from tests.support.evaluation import artifact
 from tests.support.stages import StageRun, run_stage
 
