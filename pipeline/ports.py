@@ -1,8 +1,9 @@
 """What the library needs from outside; `infra/` fulfils each protocol, and so do the test fakes."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import BinaryIO, Protocol, TypeVar
 
 from schemas.artifacts import Environment, StageRecord, StageResult
 from schemas.runs import InputArtifact, MetricPoint, StageRequest
@@ -22,6 +23,46 @@ class TaskPool(Protocol):
         `label` names the work in progress lines. A task that dies with its process is tried again;
         an exception raised by `function` ends the map with that exception.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class FileStatus:
+    """One file behind a URI, as listing alone tells it."""
+
+    path: str
+    """Relative to the folder that was listed, with forward slashes; a file's own name otherwise."""
+    size: int
+    """Bytes."""
+    version: str
+    """ETag, version id or modification time: another value means that the bytes may differ."""
+
+
+class RemoteFiles(Protocol):
+    """Files behind URIs such as `s3://bucket/key`; picklable, so that tasks can take it along.
+
+    Raises, in every method: `UnreachableError` where the store does not answer or refuses access,
+    and `DataError` where what was asked for is not there.
+    """
+
+    def walk(self, uri: str) -> Iterator[FileStatus]:
+        """Every file below a folder, by path; holds one page of the listing at a time."""
+        ...
+
+    def status(self, uri: str) -> FileStatus | None:
+        """The file at a URI, or None if there is none (a folder is none)."""
+        ...
+
+    def open(self, uri: str) -> BinaryIO:
+        """A seekable, buffered reader of one file."""
+        ...
+
+    def read(self, uri: str, *, start: int = 0, size: int | None = None) -> bytes:
+        """A range of a file's bytes; all from `start` on where `size` is None."""
+        ...
+
+    def fetch(self, uri: str, target: Path) -> None:
+        """Copy a whole file to a new local file."""
         ...
 
 
