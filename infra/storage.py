@@ -28,7 +28,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from infra.atomic_files import disk_errors, free_bytes, fsync_path, write_atomic, write_beside
+from infra.atomic_files import disk_errors, fsync_path, write_atomic, write_beside
 from infra.file_digests import file_fault, file_sha256, fsync_tree, list_content
 from infra.first_reads import VERIFIED_FILE, input_fault
 from infra.key_locks import KeyLock
@@ -213,10 +213,6 @@ class LocalStore:
         path = self._ref_path(experiment, stage)
         with disk_errors("remember an artifact", path):
             write_atomic(path, canonical_json(result.dump()) + "\n")
-
-    def free_bytes(self) -> int:
-        """Space left for new artifacts."""
-        return free_bytes(self._root)
 
     def _publish(self, result: StageResult) -> StageResult:
         """Make `result.json` unless it stands; the loop ends since each turn finds or makes one."""

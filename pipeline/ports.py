@@ -155,10 +155,6 @@ class ArtifactStore(Protocol):
         """Remember what the stage of this name made or reused."""
         ...
 
-    def free_bytes(self) -> int:
-        """Space left for new artifacts."""
-        ...
-
 
 class Hold(Protocol):
     """A context manager that owns a key."""

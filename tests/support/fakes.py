@@ -128,9 +128,6 @@ class MemoryStore:
     def set_ref(self, experiment: str, stage: str, result: StageResult) -> None:
         self.refs[experiment, stage] = result
 
-    def free_bytes(self) -> int:
-        return 10**12
-
 
 def _files(folder: Path, known_sha256: Mapping[str, str]) -> list[ArtifactFile]:
     found = []

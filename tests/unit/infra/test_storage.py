@@ -25,7 +25,6 @@ def test_looking_into_a_store_that_does_not_exist_makes_nothing(tmp_path: Path) 
     store = LocalStore(tmp_path / "deep" / "store")
     assert store.lookup(KIND, stage_record().key) is None
     assert store.get_ref("tests", "accuracy") is None
-    assert store.free_bytes() > 0
     assert not list(tmp_path.iterdir())
 
 
