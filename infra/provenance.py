@@ -63,12 +63,14 @@ class LocalProvenance:
         return self._sha256[file]
 
     def library_versions(self, names: Sequence[str]) -> dict[str, str]:
-        """Distribution -> installed version.
+        """Distribution -> installed version, without its local part.
+
+        That names a build (`+cpu`): a laptop and a cluster must find the same artifacts.
 
         Raises:
             UnreachableError: If one is not installed.
         """
-        return {name: _installed(name) for name in names}
+        return {name: _installed(name).partition("+")[0] for name in names}
 
     @cached_property
     def _packages(self) -> dict[str, str]:

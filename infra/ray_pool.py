@@ -4,38 +4,61 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from infra.ray_cluster import import_ray
-from schemas.errors import InfrastructureError
+from schemas.errors import InfrastructureError, UnreachableError
 
 X = TypeVar("X")
 Y = TypeVar("Y")
 
 _TASK_RETRIES = 3
-"""How often a task is repeated whose process died; exceptions of the task itself are not."""
+"""How often a task is repeated that was lost with its process or node, or lacked something there;
+other exceptions of the task itself are not."""
+_TASKS_PER_CORE = 2
+"""In flight: one that runs and one that waits, so that no core is idle between two."""
 
 
 class RayPool:
-    """Fulfils `pipeline.ports.TaskPool`: one Ray task for each item, one core for each task."""
+    """Fulfils `pipeline.ports.TaskPool`: one Ray task for each item, one core for each task.
+
+    What is in flight follows the cluster as it grows and shrinks; what is not is not drawn from
+    the items yet. Tasks exchange files, so nothing but items and small results is in Ray's memory.
+    """
 
     def map(
-        self, function: Callable[[X], Y], items: Iterable[X], *, label: str
+        self,
+        function: Callable[[X], Y],
+        items: Iterable[X],
+        *,
+        label: str,
+        memory_bytes: int = 0,
     ) -> Iterator[tuple[X, Y]]:
         """Yield `(item, result)` as they end; twice as many tasks as cores are in flight."""
         ray = import_ray()
-        remote = ray.remote(num_cpus=1, max_retries=_TASK_RETRIES)(function).options(name=label)
-        limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        remote = ray.remote(
+            num_cpus=1,
+            memory=_reservation(ray, memory_bytes),
+            max_retries=_TASK_RETRIES,
+            retry_exceptions=[InfrastructureError, UnreachableError],
+        )(function).options(name=label)
         running: dict[Any, X] = {}
         try:
-            yield from _drive(ray, remote, iter(items), running, limit)
+            yield from _drive(ray, remote, iter(items), running)
         finally:
             for ref in running:  # the caller stopped early or a task failed: nothing runs on
                 ray.cancel(ref, force=True)
 
 
+def _reservation(ray: Any, memory_bytes: int) -> int | None:
+    """What each task asks of its node: no more than the largest node has, or it would never run."""
+    nodes = [node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]]
+    return min(memory_bytes, int(max(nodes, default=0))) or None
+
+
 def _drive(
-    ray: Any, remote: Any, source: Iterator[X], running: dict[Any, X], limit: int
+    ray: Any, remote: Any, source: Iterator[X], running: dict[Any, X]
 ) -> Iterator[tuple[X, Any]]:
     exhausted = False
     while running or not exhausted:
+        limit = _TASKS_PER_CORE * max(1, int(ray.cluster_resources().get("CPU", 1)))
         while not exhausted and len(running) < limit:
             try:
                 item = next(source)

@@ -4,11 +4,25 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
 
+from jobs.data_cli import data_app
+from jobs.options import (
+    ForceOption,
+    FromOption,
+    OnlyOption,
+    OutputOption,
+    ProfileOption,
+    RunArgument,
+    SetOption,
+    SpecArgument,
+    TrackingOption,
+    UntilOption,
+    WorkspaceOption,
+)
 from schemas.errors import UsageError, VitrailError
 
 app = typer.Typer(
@@ -20,49 +34,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at a spec, or at what a spec may say.")
 app.add_typer(config_app, name="config")
-
-Output = Literal["text", "json"]
-
-SpecArgument = Annotated[
-    str, typer.Argument(metavar="SPEC", help="A YAML file, or the name of a recipe.")
-]
-WorkspaceOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--workspace",
-        envvar="VITRAIL_WORKSPACE",
-        help="Folder of store, runs and tracker. [default: .vitrail]",
-    ),
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="PATH=VALUE", help="Replace a value of the spec; repeatable."),
-]
-ProfileOption = Annotated[
-    str | None, typer.Option("--profile", help="Apply one of the spec's named profiles.")
-]
-OutputOption = Annotated[Output, typer.Option("--output", help="What stdout gets.")]
-OnlyOption = Annotated[
-    str | None, typer.Option("--only", metavar="A,B", help="Run just these stages.")
-]
-FromOption = Annotated[
-    str | None, typer.Option("--from", metavar="A,B", help="Run these and all that follow.")
-]
-UntilOption = Annotated[
-    str | None, typer.Option("--until", metavar="A,B", help="Run these and all they need.")
-]
-ForceOption = Annotated[
-    str | None, typer.Option("--force", metavar="A,B", help="Make these again though made.")
-]
-TrackingOption = Annotated[
-    str | None,
-    typer.Option(
-        "--tracking-uri",
-        envvar="MLFLOW_TRACKING_URI",
-        help="MLflow server or database. [default: SQLite in the workspace]",
-    ),
-]
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run, as `run` printed it.")]
+app.add_typer(data_app, name="data")
 
 
 @app.callback(invoke_without_command=False)

@@ -1,108 +1,143 @@
-"""The filter stage: a shard set without the images that also stand in test splits."""
+"""The filter stage: a shard set without copies of test images, poor images and near duplicates."""
 
 import json
+import re
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+
 from jobs.stage import StageOutput, StageTools
-from pipeline.data.filter import INDEX_FILE, FilterResult, Removal, TestSplit, decontaminate
+from pipeline.data.filter import FILTER_PIECES, FilterResult, NamedSplit, filter_split
 from pipeline.data.images.codec import Pixels
-from pipeline.data.images.render import decode
+from pipeline.data.images.decode import decode
 from pipeline.data.images.sheet import tile
+from pipeline.data.judging import NO_TEST
 from pipeline.data.shards import ShardSet
-from pipeline.data.staging import BuildTools, write_bytes
-from schemas.data import FilterSpec
+from pipeline.data.staging import BuildTools, write_bytes, write_canonical
+from schemas.curation import FilterSpec
 from schemas.manifest import DATASET_FOLDER
+from schemas.report import TEST_COPIES_FILE, TestCopiesReport
 from schemas.runs import InputArtifact, StageRequest
 
-_PAIRS_SHOWN = 16
+_PAIRS_SHOWN = 24
+_CAPTION_CHARS = 18
+_LISTED = 1000
+"""Removed images in `pairs.json`; all are in the table of tombstones."""
+_LISTED_COLUMNS = [
+    "source",
+    "reason",
+    "matched_set",
+    "matched_source",
+    "hamming_bits",
+    "thumbnail_difference",
+]
 
 
 def run(request: StageRequest, tools: StageTools) -> StageOutput:
-    """Clean the split that the request's `data` names, against all of its `against`."""
+    """Clean the split that the request's `data` names, by the rules of its spec."""
     spec = FilterSpec.parse(request.spec)
-    source = request.inputs["data"]
-    split = source.split or FilterSpec.default_splits["data"]
-    data = _open(source)
+    cleaned = _named(request.inputs["data"], FilterSpec.default_splits["data"])
     against = _against(request)
-    result = decontaminate(
-        (data, split),
+    result = filter_split(
+        cleaned,
         against,
         spec,
         tools=BuildTools(tools.pool, tools.attempt.progress, tools.stop, tools.say),
         out=tools.attempt.path / DATASET_FOLDER,
     )
-    metrics = _metrics(result, split)
-    _write_report(tools.attempt.path, result, metrics, against)
-    if result.removals:
-        pairs = _pairs(data, split, result.removals[:_PAIRS_SHOWN], against)
-        write_bytes(tools.attempt.path / "figures" / "pairs.png", tile(pairs, columns=4))
+    metrics = _metrics(result, cleaned.split)
+    _write_report(tools.attempt.path, result, metrics)
+    pairs = _pairs(cleaned, _most_doubtful(result.removals), against)
+    if pairs:
+        write_bytes(tools.attempt.path / "figures" / "pairs.png", tile(pairs, columns=6))
     tools.metrics.log(metrics, step=0)
-    tools.say(_sentence(result, f"{source.stage}@{split}"))
-    known = {f"{DATASET_FOLDER}/{path}": sha256 for path, sha256 in result.known_sha256.items()}
-    return StageOutput(metrics, known, spent=(INDEX_FILE,))
+    tools.say(_sentence(result, cleaned.name))
+    known = result.derived.known_sha256
+    return StageOutput(
+        metrics,
+        {f"{DATASET_FOLDER}/{path}": sha256 for path, sha256 in known.items()},
+        spent=FILTER_PIECES,
+    )
+
+
+def _named(source: InputArtifact, default_split: str) -> NamedSplit:
+    split = source.split or default_split
+    return NamedSplit(f"{source.stage}@{split}", _open(source), split)
 
 
 def _open(source: InputArtifact) -> ShardSet:
     return ShardSet.open(Path(source.path) / DATASET_FOLDER)
 
 
-def _against(request: StageRequest) -> list[TestSplit]:
+def _against(request: StageRequest) -> list[NamedSplit]:
     """The test splits in the order of the spec; an input without a split means all of its own."""
     tests = []
     for number in range(sum(port.startswith("against[") for port in request.inputs)):
         source = request.inputs[f"against[{number}]"]
         data = _open(source)
         splits = [source.split] if source.split else sorted(data.manifest.splits)
-        tests += [TestSplit(f"{source.stage}@{split}", data, split) for split in splits]
+        tests += [NamedSplit(f"{source.stage}@{split}", data, split) for split in splits]
     return tests
 
 
 def _metrics(result: FilterResult, split: str) -> dict[str, float]:
-    metrics: dict[str, float] = {
-        f"filter/{name}_count": count for name, count in result.counts.items()
-    }
-    return metrics | {f"filter/{split}_count": result.manifest.splits[split].rows}
+    """Counts of rows; of each test split also how many of its images were found in the data."""
+    counts = {"removed": len(result.removals), "not_comparable": result.not_comparable}
+    counts |= {f"removed_{reason}": count for reason, count in result.reasons.items()}
+    if result.other_label:
+        counts["near_duplicate_other_label"] = result.other_label
+    counts[split] = result.derived.manifest.splits[split].rows
+    for test in result.tests:
+        name = re.sub(r"[^A-Za-z0-9_.-]+", ".", test.test_set).strip(".")
+        counts |= {f"{name}_removed": test.removed, f"{name}_found": test.found}
+    return {f"filter/{name}_count": count for name, count in counts.items()}
 
 
 def _sentence(result: FilterResult, cleaned: str) -> str:
-    counts = result.counts
-    sentence = (
-        f"removed {counts['removed']} images of {cleaned}: {counts['exact']} exact and "
-        f"{counts['near']} near copies of test images"
-    )
-    if counts["not_comparable"]:
-        sentence += f"; {counts['not_comparable']} images too small for the near search (no hash)"
+    reasons = ", ".join(f"{count} {reason}" for reason, count in result.reasons.items())
+    sentence = f"removed {len(result.removals)} images of {cleaned}: {reasons or 'none'}"
+    for test in result.tests:
+        sentence += f"; {test.found} of {test.images} images of {test.test_set} had a copy"
+    if result.other_label:
+        sentence += f"; {result.other_label} near duplicates had another label than what stays"
+    if result.not_comparable:
+        sentence += f"; {result.not_comparable} images too small for the near search (no hash)"
     return sentence
 
 
-def _write_report(
-    folder: Path, result: FilterResult, metrics: dict[str, float], against: list[TestSplit]
-) -> None:
-    pairs = [
-        {
-            "source": removal.source,
-            "reason": removal.reason,
-            "matched_set": against[removal.matched].name,
-            "matched_source": removal.matched_source,
-            "hamming_bits": removal.hamming_bits,
-            "thumbnail_difference": removal.thumbnail_difference,
-        }
-        for removal in result.removals
-    ]
-    summary = {"digest": result.digest, "metrics": metrics}
+def _write_report(folder: Path, result: FilterResult, metrics: dict[str, float]) -> None:
+    pairs = result.removals.slice(0, _LISTED).select(_LISTED_COLUMNS).to_pylist()
+    summary = {"digest": result.derived.digest, "metrics": metrics, "reasons": result.reasons}
+    write_canonical(folder / TEST_COPIES_FILE, TestCopiesReport(tests=result.tests).dump())
     for name, value in (("pairs.json", pairs), ("summary.json", summary)):
         write_bytes(folder / name, json.dumps(value, indent=2, ensure_ascii=False).encode())
 
 
+def _most_doubtful(removals: pa.Table) -> pa.Table:
+    """The removed rows that repeat another image, those least like their match first."""
+    matched = removals.filter(removals["matched_row"].is_valid())
+    difference = matched["thumbnail_difference"].fill_null(-1.0).to_numpy()
+    order = np.argsort(-difference, kind="stable")
+    return matched.take(pa.array(order[:_PAIRS_SHOWN]))
+
+
 def _pairs(
-    data: ShardSet, split: str, removals: tuple[Removal, ...], against: list[TestSplit]
+    cleaned: NamedSplit, removals: pa.Table, against: list[NamedSplit]
 ) -> list[tuple[Pixels, str]]:
-    """Each removed image, and beside it the test image that it repeats."""
-    cleaned = data.split(split)
+    """Each removed image, and beside it the one that it repeats: how far apart, and in which set.
+
+    `=` stands for the same bytes, a number for the difference of the thumbnails in grey levels.
+    """
+    split = cleaned.data.split(cleaned.split)
+    splits = {place: test.data.split(test.split) for place, test in enumerate(against)}
     pictures = []
-    for removal in removals:
-        test = against[removal.matched]
-        matched = test.data.split(test.split).row(removal.matched_row)
-        pictures.append((decode(cleaned.read(removal.shard, removal.row).image), removal.reason))
-        pictures.append((decode(matched.image), test.name))
+    for row in removals.to_pylist():
+        theirs = split if row["test"] == NO_TEST else splits[row["test"]]
+        matched = theirs.read(row["matched_place"], row["matched_row"])
+        difference = row["thumbnail_difference"]
+        alike = "=" if difference is None else f"{difference:.1f}"
+        removed = split.read(row["place"], row["row"])
+        pictures.append((decode(removed.image), removed.source[-_CAPTION_CHARS:]))
+        pictures.append((decode(matched.image), f"{alike} {row['matched_set']}"))
     return pictures

@@ -1,38 +1,29 @@
-"""The ingest stage: a raw corpus becomes a shard set, with a contact sheet to look at."""
+"""The ingest stage: a raw corpus becomes a shard set, with a report of its quality."""
 
 import json
 from pathlib import Path
 
-import numpy as np
-
+from jobs.quality import write_quality
 from jobs.stage import StageOutput, StageTools
 from pipeline.data.build import BuildResult, build_shard_set
-from pipeline.data.images.render import decode
-from pipeline.data.images.sheet import tile
 from pipeline.data.shards import ShardSet
 from pipeline.data.staging import BUILD_PIECES, BuildTools, write_bytes
 from schemas.data import IngestSpec
 from schemas.manifest import DATASET_FOLDER, ShardSetManifest
+from schemas.quality import QualityReport
 from schemas.runs import StageRequest
-
-_SHEET_COLUMNS = 8
-_SHEET_IMAGES = 64
 
 
 def run(request: StageRequest, tools: StageTools) -> StageOutput:
     """Build the shard set of the request's spec into the attempt."""
     spec = IngestSpec.parse(request.spec)
     out = tools.attempt.path / DATASET_FOLDER
-    result = build_shard_set(
-        spec,
-        fingerprint=request.key_record.inputs["source"],
-        tools=BuildTools(tools.pool, tools.attempt.progress, tools.stop, tools.say),
-        out=out,
-    )
-    data = ShardSet.open(out)
+    build = BuildTools(tools.pool, tools.attempt.progress, tools.stop, tools.say, tools.files)
+    fingerprint = request.key_record.inputs["source"]
+    result = build_shard_set(spec, fingerprint=fingerprint, tools=build, out=out)
+    report = write_quality(tools.attempt.path, ShardSet.open(out), build)
     metrics = _metrics(result)
-    _write_summary(tools.attempt.path / "summary.json", data, metrics)
-    write_bytes(tools.attempt.path / "figures" / "contact_sheet.png", _contact_sheet(data))
+    _write_summary(tools.attempt.path / "summary.json", report, metrics)
     tools.metrics.log(metrics, step=0)
     tools.say(_sentence(result.manifest))
     known = {f"{DATASET_FOLDER}/{path}": sha256 for path, sha256 in result.known_sha256.items()}
@@ -56,24 +47,13 @@ def _metrics(result: BuildResult) -> dict[str, float]:
     return metrics
 
 
-def _write_summary(path: Path, data: ShardSet, metrics: dict[str, float]) -> None:
-    counts = {}
-    for split in sorted(data.manifest.splits):
-        labels = np.bincount(data.split(split).labels(), minlength=len(data.class_names))
-        counts[split] = dict(zip(data.class_names, labels.tolist(), strict=True))
-    summary = {"digest": data.digest, "metrics": metrics, "images_of_class": counts}
+def _write_summary(path: Path, report: QualityReport, metrics: dict[str, float]) -> None:
+    counts = {
+        it.split: dict(zip(report.class_names, it.images_of_class, strict=True))
+        for it in report.splits
+    }
+    summary = {"digest": report.digest, "metrics": metrics, "images_of_class": counts}
     write_bytes(path, json.dumps(summary, indent=2, ensure_ascii=False).encode())
-
-
-def _contact_sheet(data: ShardSet) -> bytes:
-    """The first images of the first split that is not for testing; storage order is random."""
-    name = "train" if "train" in data.manifest.splits else min(data.manifest.splits)
-    split = data.split(name)
-    rows = [split.row(index) for index in range(min(_SHEET_IMAGES, split.num_rows))]
-    return tile(
-        [(decode(row.image), data.class_names[row.label]) for row in rows],
-        columns=_SHEET_COLUMNS,
-    )
 
 
 def _sentence(manifest: ShardSetManifest) -> str:

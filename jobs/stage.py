@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from pipeline.ports import Attempt, MetricLog, StopSignal, TaskPool
+from pipeline.ports import Attempt, MetricLog, RemoteFiles, StopSignal, TaskPool
 from schemas.runs import StageRequest
 
 
@@ -17,6 +17,8 @@ class StageTools:
     metrics: MetricLog
     say: Callable[[str], None]
     """Prints one progress line, seen by the person who runs the pipeline."""
+    files: RemoteFiles | None = None
+    """Reads what lies behind URIs; None: only files of this machine can be read."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from infra.metric_segments import SegmentLog
 from jobs.stage import StageEntry, StageTools
-from pipeline.ports import ArtifactStore, Attempt, Provenance, TaskPool
+from pipeline.ports import ArtifactStore, Attempt, Provenance, RemoteFiles, TaskPool
 from schemas.artifacts import StageRecord, StageResult
 from schemas.errors import DiskFullError, IntegrityError, StageFailedError, VitrailError
 from schemas.runs import InputArtifact, StageRequest
@@ -52,6 +52,7 @@ def execute_stage(
     store: ArtifactStore,
     provenance: Provenance,
     pool: TaskPool,
+    files: RemoteFiles | None = None,
 ) -> StageResult:
     """Make the artifact of a stage, unless somebody else has made it by the time the key is free.
 
@@ -70,7 +71,7 @@ def execute_stage(
             store.discard(done, fault)
         _check_inputs(request, store)
         attempt = store.begin(kind, request.key)
-        tools = _tools(request, attempt, pool)
+        tools = _tools(request, attempt, pool, files)
         try:
             return _make(request, entry, store=store, provenance=provenance, tools=tools)
         except VitrailError:
@@ -93,7 +94,9 @@ def _check_inputs(request: StageRequest, store: ArtifactStore) -> None:
             )
 
 
-def _tools(request: StageRequest, attempt: Attempt, pool: TaskPool) -> StageTools:
+def _tools(
+    request: StageRequest, attempt: Attempt, pool: TaskPool, files: RemoteFiles | None
+) -> StageTools:
     log = log_path(request)
     return StageTools(
         attempt=attempt,
@@ -101,6 +104,7 @@ def _tools(request: StageRequest, attempt: Attempt, pool: TaskPool) -> StageTool
         stop=PauseFile(Path(request.pause_path)),
         metrics=SegmentLog(attempt.progress / METRICS_FILE),
         say=lambda line: append_line(log, f"{request.stage}: {line}"),
+        files=files,
     )
 
 

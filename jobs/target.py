@@ -5,9 +5,9 @@ from pathlib import Path
 
 from jobs.recipes import find_spec
 from pipeline.dag.experiment_file import load_experiment
-from schemas.data import IngestSpec
+from schemas.data import CorpusSpec
 from schemas.experiment import AnyStage, ExperimentSpec
-from schemas.sources import SklearnSource
+from schemas.sources import HfSource, SklearnSource
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,13 @@ class Target:
 
 def _with_absolute_source(stage: AnyStage) -> AnyStage:
     """Workers run elsewhere, and no shell expands `~` within `--set corpus.source.uri=~/photos`."""
-    if not isinstance(stage, IngestSpec) or isinstance(stage.source, SklearnSource):
+    if not isinstance(stage, CorpusSpec) or isinstance(stage.source, SklearnSource):
         return stage
-    uri = str(Path(stage.source.uri).expanduser().absolute())
+    source = stage.source
+    place = Path(source.uri).expanduser()
+    is_of_hub = isinstance(source, HfSource) and not place.is_dir()
+    if "://" in source.uri or is_of_hub:
+        return stage
     # A copy remembers which fields the user gave, which the matrix has to know.
-    source = stage.source.model_copy(update={"uri": uri})
+    source = source.model_copy(update={"uri": str(place.absolute())})
     return stage.model_copy(update={"source": source})

@@ -58,7 +58,7 @@ def run(request: StageRequest, tools: StageTools) -> StageOutput:
 def _plan(request: StageRequest, tools: StageTools) -> TrainPlan:
     kind: Any = STAGE_KINDS[request.spec["kind"]]
     spec: PretrainSpec | FinetuneSpec = kind.parse(request.spec)
-    classes = len(open_data(request)[0].class_names)
+    classes = len(open_data(request, spec).class_names)
     return TrainPlan(
         request=request,
         spec=spec,
@@ -90,7 +90,7 @@ def _search(
     bench = Bench(
         spec=spec,
         search=search,
-        split=open_data(plan.request)[1],
+        split=open_data(plan.request, spec).first,
         new_model=lambda: initial_model(plan),
         seed=plan.request.seed,
         device=torch.device("cuda" if spec.resources.gpus_per_worker else "cpu"),

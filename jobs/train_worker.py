@@ -14,7 +14,8 @@ import torch.utils.deterministic
 from infra.metric_segments import SegmentLog
 from jobs.stage_task import METRICS_FILE, PauseFile, append_line, log_path
 from pipeline.data.loader import Batch, TrainLoader, probe_batch
-from pipeline.data.shards import ShardSet, Split
+from pipeline.data.mixtures import AnyData, MixedSplit
+from pipeline.data.shards import AnySplit, ShardSet
 from pipeline.model.saved import load_weights, save_model
 from pipeline.model.transfer import adapt
 from pipeline.model.vit import ViT, build
@@ -27,6 +28,7 @@ from schemas.checkpoint import SavedModel
 from schemas.manifest import DATASET_FOLDER
 from schemas.model import ViTSpec
 from schemas.runs import StageRequest
+from schemas.spec import digest_of
 from schemas.training import FinetuneSpec, PretrainSpec
 
 CHECKPOINTS = "checkpoints"
@@ -52,11 +54,35 @@ class TrainPlan:
         return resources.micro_batch or self.spec.batch.global_samples // resources.workers
 
 
-def open_data(request: StageRequest) -> tuple[ShardSet, Split]:
-    """The input `data`, and the split of it to train on."""
-    data = request.inputs["data"]
-    shards = ShardSet.open(Path(data.path) / DATASET_FOLDER)
-    return shards, shards.split(data.split or "train")
+@dataclass(frozen=True)
+class TrainData:
+    """What a stage trains on."""
+
+    data: AnyData
+    digest: str
+    """Of the shard set, or of the list of all that are mixed."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Class of each label."""
+        return self.data.class_names
+
+    @property
+    def first(self) -> AnySplit:
+        """The split, or the first of a mixture."""
+        return self.data.splits[0] if isinstance(self.data, MixedSplit) else self.data
+
+
+def open_data(request: StageRequest, spec: PretrainSpec | FinetuneSpec) -> TrainData:
+    """The input `data`, one split or a mixture of several."""
+    ports = [port for port in spec.inputs() if port.partition("[")[0] == "data"]
+    found = [request.inputs[port] for port in ports]
+    sets = [ShardSet.open(Path(item.path) / DATASET_FOLDER) for item in found]
+    splits = [each.split(item.split or "train") for each, item in zip(sets, found, strict=True)]
+    if spec.mixture is None:
+        return TrainData(splits[0], sets[0].digest)
+    digest = digest_of([each.digest for each in sets])
+    return TrainData(MixedSplit(tuple(splits), spec.mixture), digest)
 
 
 def run_in_gang(config: dict[str, Any]) -> dict[str, Any]:
@@ -135,13 +161,13 @@ def run_plan(plan: TrainPlan, engine: Engine) -> dict[str, Any]:
         VitrailError: Whatever the loop raises.
     """
     spec = plan.spec
-    shards, split = open_data(plan.request)
-    probe = probe_batch(split, PROBE_SAMPLES, plan.model.image_px)
+    data = open_data(plan.request, spec)
+    probe = probe_batch(data.first, PROBE_SAMPLES, plan.model.image_px)
     with TrainLoader(
-        split,
+        data.data,
         augment=spec.augment,
         image_px=plan.model.image_px,
-        global_samples=spec.batch.global_samples,
+        batch=spec.batch,
         seed=plan.request.seed,
         rank=engine.rank,
         world_size=engine.world_size,
@@ -153,12 +179,12 @@ def run_plan(plan: TrainPlan, engine: Engine) -> dict[str, Any]:
             loader,
             optim=spec.optim,
             total_steps=total_steps(spec.duration, loader.steps_per_epoch),
-            keeper=_keeper(plan, shards.digest, probe),
+            keeper=_keeper(plan, data.digest, probe),
             watch=_watch(plan, rank=engine.rank),
         )
     weights = {name: state.weight for name, state in engine.state()}
     if engine.rank == 0:
-        save_model(plan.attempt / MODEL, weights, _saved(plan, shards, result.steps))
+        save_model(plan.attempt / MODEL, weights, _saved(plan, data, result.steps))
     return {
         "train/loss": result.train_loss,
         "train/steps_count": float(result.steps),
@@ -197,13 +223,13 @@ def _say(request: StageRequest) -> Callable[[str], None]:
     return lambda line: append_line(log_path(request), f"{request.stage}: {line}")
 
 
-def _saved(plan: TrainPlan, shards: ShardSet, steps: int) -> SavedModel:
+def _saved(plan: TrainPlan, data: TrainData, steps: int) -> SavedModel:
     start = plan.request.inputs.get("init")
     return SavedModel(
         spec=plan.model,
-        class_names=tuple(shards.class_names),
+        class_names=data.class_names,
         trained_steps=steps,
         key=plan.request.key,
-        data_digest=shards.digest,
+        data_digest=data.digest,
         init_digest=None if start is None else start.digest,
     )

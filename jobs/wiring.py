@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from infra.code_archive import checkout_root
 from infra.provenance import LocalProvenance
+from infra.remote_files import FsspecFiles
 from infra.storage import LocalStore, open_store
 from jobs.stage import StageEntry
 from jobs.stage_task import append_line, execute_stage, log_path
@@ -15,6 +16,8 @@ from jobs.workspace import Workspace
 from pipeline.cost import estimate
 from pipeline.dag.graph import Graph, StageNode
 from pipeline.dag.plan import Facts
+from pipeline.data.cache import ShardCache
+from pipeline.data.shards import ShardSet
 from pipeline.data.sources import fingerprint, source_bytes
 from schemas.artifacts import StageResult
 from schemas.errors import DataError, SpecError
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 ENTRY_MODULES: Mapping[str, str] = {
     "ingest": "jobs.ingest",
     "filter": "jobs.filter",
+    "append": "jobs.append",
+    "remove": "jobs.remove",
     "pretrain": "jobs.train",
     "finetune": "jobs.train",
     "evaluate": "jobs.evaluate",
@@ -35,6 +40,9 @@ ENTRY_MODULES: Mapping[str, str] = {
     "report": "jobs.report",
 }
 """Stage kind -> the module whose `run` makes its artifact; imported in the stage's process only."""
+
+CACHE_BYTES = 32 * 2**30
+"""What a workspace keeps of remote shard sets at most."""
 
 _OWN_CORES: Mapping[str, float] = {"evaluate": 1, "baseline": 1, "report": 1}
 """Cores of the stage task itself. The other kinds hand their work to tasks and workers."""
@@ -84,7 +92,7 @@ def planning_facts(experiment: ExperimentSpec, file: str, workspace: Workspace) 
 def _fingerprint(source: SourceSpec, experiment: ExperimentSpec) -> str:
     """The fingerprint of a raw corpus; one that is not there is an error of the spec."""
     try:
-        return fingerprint(source)
+        return fingerprint(source, FsspecFiles())
     except DataError as error:
         stages = experiment.stages.items()
         named = [name for name, spec in stages if getattr(spec, "source", None) == source]
@@ -98,7 +106,8 @@ def _fingerprint(source: SourceSpec, experiment: ExperimentSpec) -> str:
 
 def stage_costs(graph: Graph) -> Callable[[StageNode], dict[str, float]]:
     """Estimates the cost of a stage of `graph` from its spec."""
-    return partial(estimate, graph=graph, source_bytes=source_bytes)
+    size = partial(source_bytes, remote=FsspecFiles())
+    return partial(estimate, graph=graph, source_bytes=size)
 
 
 def execute_in_worker(request: StageRequest) -> StageResult:
@@ -112,7 +121,19 @@ def execute_in_worker(request: StageRequest) -> StageResult:
         store=open_store(request.store, say=lambda line: say(f"{request.stage}: {line}")),
         provenance=provenance(),
         pool=RayPool(),
+        files=FsspecFiles(),
     )
+
+
+def open_shard_set(location: str, workspace: Workspace) -> ShardSet:
+    """A shard set in a folder or behind a URI; files of the latter are kept in the workspace.
+
+    Raises:
+        DataError: If there is no shard set.
+        IntegrityError: If its manifest or a table is not what was written.
+    """
+    cache = ShardCache(workspace.root / "cache", limit_bytes=CACHE_BYTES)
+    return ShardSet.open(location, files=FsspecFiles(), cache=cache)
 
 
 def tracker(uri: str, *, workspace: Path, experiment: str) -> "MlflowTracker":

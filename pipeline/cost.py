@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Literal, Protocol
 
-from schemas.data import IngestSpec
+from schemas.data import CorpusSpec, IngestSpec
 from schemas.evaluation import EvaluateSpec
 from schemas.experiment import AnyStage
 from schemas.model import ViTSpec
@@ -119,9 +119,9 @@ def estimate(
     - `flops`: of the whole stage, 3 x forward x samples (backward counts twice); only where the
       duration is given in steps. A `search` counts every pair that it tries, and the longest.
     - `memory_bytes`: of each worker: training state and the activations of one micro-batch.
-    - `disk_bytes`: ingest 2 x source (staged files and shards, an upper bound unless images grow
-      when encoded again); training (keep_last + 1) checkpoints of weights and moments, and the
-      model; `SMALL_BYTES` for all others.
+    - `disk_bytes`: ingest and append 2 x source (staged files and shards, an upper bound unless
+      images grow when encoded again); training (keep_last + 1) checkpoints of weights and
+      moments, and the model; `SMALL_BYTES` for all others.
 
     Args:
         node: The stage.
@@ -129,7 +129,7 @@ def estimate(
         source_bytes: Size of a raw corpus.
     """
     spec = node.spec
-    if isinstance(spec, IngestSpec):
+    if isinstance(spec, CorpusSpec):
         return {"disk_bytes": 2.0 * source_bytes(spec.source)}
     if isinstance(spec, PretrainSpec | FinetuneSpec):
         return _training(spec, _model(node, graph))

@@ -16,12 +16,18 @@ class TaskPool(Protocol):
     """Runs one function over many small, picklable descriptions of work, somewhere."""
 
     def map(
-        self, function: Callable[[X], Y], items: Iterable[X], *, label: str
+        self,
+        function: Callable[[X], Y],
+        items: Iterable[X],
+        *,
+        label: str,
+        memory_bytes: int = 0,
     ) -> Iterator[tuple[X, Y]]:
         """Yield `(item, function(item))` as they end; a bounded number is in flight.
 
-        `label` names the work in progress lines. A task that dies with its process is tried again;
-        an exception raised by `function` ends the map with that exception.
+        `label` names the work in progress lines; `memory_bytes` is what one task may take, where it
+        is much. A task that is lost with its process or node, or that raises an error of the
+        infrastructure, is tried again; any other exception of `function` ends the map.
         """
         ...
 

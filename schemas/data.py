@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from schemas.sources import SourceSpec
-from schemas.spec import Input, Semantic, Spec
+from schemas.spec import Semantic, Spec
 from schemas.stage import StageSpec
 
 
@@ -22,7 +22,8 @@ class SelectSpec(Spec):
     """Which classes and how many images of each are taken; duplicates go before counting."""
 
     classes: Semantic[tuple[str, ...] | None] = None
-    """Names of the classes to keep, in the order of their new labels. None: all, sorted by name."""
+    """Names of the classes to keep, in the order of their new labels. None: all, sorted by name, or
+    by value where all are whole numbers."""
     exclude_classes: Semantic[tuple[str, ...]] = ()
     """Names of classes to leave out."""
     hold_back: Semantic[HoldBackSpec | None] = None
@@ -55,20 +56,23 @@ class ImageSpec(Spec):
 
     max_side_px: Semantic[int] = Field(default=512, ge=1)
     """Longer images are scaled down (Lanczos) to this long side; none is ever enlarged."""
-    encoding: Semantic[Literal["jpeg", "png"]] = "jpeg"
-    """`jpeg` passes baseline RGB JPEG files within the limit through untouched."""
+    encoding: Semantic[Literal["jpeg", "png", "raw"]] = "jpeg"
+    """`jpeg` passes baseline RGB JPEG files within the limit through untouched; `raw` needs no
+    decoding later, at 3 bytes a pixel: for images of about 32 px."""
     quality: Semantic[int] = Field(default=90, ge=1, le=100)
     """JPEG quality of what is encoded again."""
     max_pixels: Semantic[int] = Field(default=64_000_000, ge=1)
     """A header that promises more pixels is refused before decoding."""
+    decode_seconds: Semantic[float] = Field(default=60.0, gt=0)
+    """An image that takes longer by the clock to be brought into its stored form is refused. In the
+    key, since it can decide what is kept; meant for decoders that hang, so leave it generous."""
     min_side_px: Semantic[int] = Field(default=1, ge=1)
     """Images with a shorter side are refused."""
 
 
-class IngestSpec(StageSpec):
-    """Build a shard set from a raw corpus."""
+class CorpusSpec(StageSpec):
+    """What becomes of raw images: `ingest` builds a shard set of them, `append` adds to one."""
 
-    kind: Semantic[Literal["ingest"]] = "ingest"
     source: Semantic[SourceSpec]
     select: Semantic[SelectSpec] = SelectSpec()
     split: Semantic[SplitSpec | None] = None
@@ -85,11 +89,8 @@ class IngestSpec(StageSpec):
     shard_bytes: Semantic[int] = Field(default=96 * 2**20, ge=1, le=2**30)
     """About this many image bytes go into one shard."""
 
-    revision: ClassVar[int] = 1
-    libraries: ClassVar[tuple[str, ...]] = ("numpy", "pillow", "pyarrow")
-
     @model_validator(mode="after")
-    def _one_way_to_split(self) -> "IngestSpec":
+    def _one_way_to_split(self) -> "CorpusSpec":
         if self.split is not None and len(getattr(self.source, "splits", {})) > 1:
             raise ValueError(
                 "source.splits names several splits, and split divides one; give one of them"
@@ -97,24 +98,10 @@ class IngestSpec(StageSpec):
         return self
 
 
-class FilterSpec(StageSpec):
-    """Remove from one split what also stands in test splits: exact and near copies."""
+class IngestSpec(CorpusSpec):
+    """Build a shard set from a raw corpus."""
 
-    kind: Semantic[Literal["filter"]] = "filter"
-    data: Input[str]
-    """The shard set to clean, `NAME` (its split `train`) or `NAME@SPLIT`."""
-    against: Input[tuple[str, ...]] = Field(min_length=1)
-    """Shard sets whose images must not be in `data`: `NAME` (all its splits) or `NAME@SPLIT`."""
-    max_hamming_bits: Semantic[int] = Field(default=7, ge=0, le=7)
-    """Perceptual hashes (64 bits, image or mirror) at most this far apart are candidates."""
-    max_thumbnail_difference: Semantic[float] = Field(default=12.0, ge=0)
-    """A candidate is a copy if the thumbnails' mean absolute difference (0..255) is no larger."""
+    kind: Semantic[Literal["ingest"]] = "ingest"
 
-    revision: ClassVar[int] = 1
-    libraries: ClassVar[tuple[str, ...]] = ("numpy", "pillow", "pyarrow")
-    ports: ClassVar[dict[str, tuple[str, ...]]] = {
-        "data": ("ingest", "filter"),
-        "against": ("ingest", "filter"),
-    }
-    default_splits: ClassVar[dict[str, str]] = {"data": "train"}
-    shows_names: ClassVar[bool] = True
+    revision: ClassVar[int] = 2
+    libraries: ClassVar[tuple[str, ...]] = ("numpy", "pillow", "pyarrow", "simplejpeg", "torch")

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from schemas.spec import Execution, Input, Semantic, Spec
-from schemas.stage import StageSpec
+from schemas.stage import SHARD_SETS, StageSpec
 
 Method = Literal["nearest_neighbour", "logistic_regression"]
 
@@ -20,10 +20,17 @@ class EvaluateSpec(StageSpec):
     batch_samples: Execution[int] = Field(default=64, gt=0)
     threads: Execution[int] = Field(default=1, ge=1)
 
-    revision: ClassVar[int] = 1
-    libraries: ClassVar[tuple[str, ...]] = ("matplotlib", "numpy", "pillow", "pyarrow", "torch")
+    revision: ClassVar[int] = 2
+    libraries: ClassVar[tuple[str, ...]] = (
+        "matplotlib",
+        "numpy",
+        "pillow",
+        "pyarrow",
+        "simplejpeg",
+        "torch",
+    )
     ports: ClassVar[dict[str, tuple[str, ...]]] = {
-        "data": ("ingest", "filter"),
+        "data": SHARD_SETS,
         "model": ("pretrain", "finetune"),
     }
     default_splits: ClassVar[dict[str, str]] = {"data": "test"}
@@ -39,10 +46,16 @@ class BaselineSpec(StageSpec):
     image_px: Semantic[int] = Field(gt=0)
     """Side to which images are resized before their pixels are compared."""
 
-    revision: ClassVar[int] = 1
-    libraries: ClassVar[tuple[str, ...]] = ("numpy", "pillow", "scikit-learn")
+    revision: ClassVar[int] = 2
+    libraries: ClassVar[tuple[str, ...]] = (
+        "numpy",
+        "pillow",
+        "scikit-learn",
+        "simplejpeg",
+        "torch",
+    )
     uses_seed: ClassVar[bool] = True
-    ports: ClassVar[dict[str, tuple[str, ...]]] = {"data": ("ingest", "filter")}
+    ports: ClassVar[dict[str, tuple[str, ...]]] = {"data": SHARD_SETS}
     fixed_splits: ClassVar[dict[str, tuple[str, ...]]] = {"data": ("train", "test")}
 
 
@@ -56,7 +69,7 @@ class ReportSpec(StageSpec):
     revision: ClassVar[int] = 1
     libraries: ClassVar[tuple[str, ...]] = ("jinja2", "matplotlib", "scipy")
     ports: ClassVar[dict[str, tuple[str, ...]]] = {
-        "of": ("ingest", "filter", "pretrain", "finetune", "evaluate", "baseline"),
+        "of": (*SHARD_SETS, "pretrain", "finetune", "evaluate", "baseline"),
     }
     shows_names: ClassVar[bool] = True
 

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from schemas.data import FilterSpec, IngestSpec
+from schemas.curation import AppendSpec, FilterSpec, RemoveSpec
+from schemas.data import IngestSpec
 from schemas.evaluation import BaselineSpec, EvaluateSpec, ReportSpec
 from schemas.spec import Execution, Semantic, Spec
 from schemas.stage import STAGE_NAME
@@ -14,6 +15,8 @@ from schemas.training import FinetuneSpec, PretrainSpec
 AnyStage = Annotated[
     IngestSpec
     | FilterSpec
+    | AppendSpec
+    | RemoveSpec
     | PretrainSpec
     | FinetuneSpec
     | EvaluateSpec
@@ -27,6 +30,8 @@ STAGE_KINDS: dict[str, type[Any]] = {
     for kind in (
         IngestSpec,
         FilterSpec,
+        AppendSpec,
+        RemoveSpec,
         PretrainSpec,
         FinetuneSpec,
         EvaluateSpec,

@@ -1,17 +1,20 @@
 """The manifest of a shard set: the only way in, and the dataset's identity."""
 
-from typing import Literal
+import json
+from typing import Any, Literal
 
 from pydantic import Field
 
-from schemas.spec import Semantic, Spec
+from schemas.spec import Semantic, Spec, digest_of
 
 DATASET_FOLDER = "dataset"
-"""Folder of the shard set inside the artifact of an `ingest` or `filter` stage."""
+"""Folder of the shard set inside the artifact of a stage that makes one."""
 MANIFEST_FILE = "manifest.json"
 SHARD_TABLE_FILE = "shards.arrow"
 REJECTIONS_FILE = "rejections.arrow"
 TOMBSTONES_FILE = "tombstones.arrow"
+_SELF = "content_digest"
+"""Key of the digest of all other keys in `manifest.json`."""
 SHARDS_FOLDER = "shards"
 
 REJECTION_REASONS = (
@@ -21,10 +24,28 @@ REJECTION_REASONS = (
     "too_many_pixels",
     "too_small",
     "decode_error",
+    "decode_timeout",
+    "decoder_crash",
+    "missing_file",
+    "missing_label",
     "duplicate",
     "label_conflict",
 )
-"""`duplicate`: bytes, label and split of a kept image; `label_conflict`: its bytes, other label."""
+"""`missing_file`: a table names it and it is not there; `missing_label`: it is there, and its class
+is not; `duplicate`: bytes, label and split of a kept image; `label_conflict`: its bytes, other
+label."""
+
+REMOVAL_REASONS = (
+    "exact_copy",
+    "near_copy",
+    "too_small",
+    "too_long",
+    "too_dark",
+    "too_bright",
+    "near_duplicate",
+    "taken_out",
+)
+"""Copies are of test images; a near duplicate repeats an image of its own split, which stays."""
 
 
 class SplitEntry(Spec):
@@ -64,3 +85,18 @@ class ShardSetManifest(Spec):
     parents: Semantic[tuple[str, ...]] = ()
     """Digests of the shard sets that this one was derived from."""
     tombstones: Semantic[TombstoneEntry | None] = None
+
+    def dump(self) -> dict[str, Any]:
+        """As any spec's, and a digest of it all: a set must be able to tell its own damage."""
+        content = super().dump()
+        return {**content, _SELF: digest_of(content)}
+
+    @classmethod
+    def model_validate_json(
+        cls, json_data: str | bytes | bytearray, **options: Any
+    ) -> "ShardSetManifest":
+        """Read what `dump` gave; raises ValueError if it is not what was written."""
+        content = json.loads(json_data)
+        if not isinstance(content, dict) or content.pop(_SELF, None) != digest_of(content):
+            raise ValueError(f"the manifest is not what its own {_SELF} says")
+        return super().model_validate_json(json.dumps(content), **options)

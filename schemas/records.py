@@ -5,7 +5,7 @@ Plain types only: a reader never has to unpickle anything to understand a file.
 
 import pyarrow as pa
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 ROWS_PER_BATCH = 256
 THUMBNAIL_PX = 32
 """Side of the grey thumbnail that confirms a near copy; also the smallest side that is searched."""
@@ -25,6 +25,8 @@ RECORD = pa.schema(
         pa.field("orig_height_px", pa.int32(), nullable=False),
         pa.field("encoding", pa.string(), nullable=False),
         pa.field("crc32c", pa.uint32(), nullable=False),  # of image.bytes
+        # of image.bytes and all that readers deliver with it: pipeline/data/shard_files.py
+        pa.field("row_crc32c", pa.uint32(), nullable=False),
         pa.field("phash", pa.uint64()),  # null where near-duplicate search is off
         pa.field("phash_mirror", pa.uint64()),
         pa.field("thumbnail", pa.binary(THUMBNAIL_PX * THUMBNAIL_PX)),
@@ -61,10 +63,11 @@ TOMBSTONES = pa.schema(
         pa.field("shard", pa.string(), nullable=False),  # file name of the shard it stands in
         pa.field("row", pa.int64(), nullable=False),  # its place in that shard
         pa.field("source", pa.string(), nullable=False),
-        pa.field("reason", pa.string(), nullable=False),  # exact_copy | near_copy
-        pa.field("matched_set", pa.string(), nullable=False),  # STAGE@SPLIT
-        pa.field("matched_uid", pa.binary(16), nullable=False),
-        pa.field("matched_source", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),  # of `schemas.manifest.REMOVAL_REASONS`
+        pa.field("note", pa.string()),  # what a person said of it
+        pa.field("matched_set", pa.string()),  # STAGE@SPLIT of the image that it repeats
+        pa.field("matched_uid", pa.binary(16)),
+        pa.field("matched_source", pa.string()),
         pa.field("hamming_bits", pa.int32()),
         pa.field("thumbnail_difference", pa.float32()),
     ]

@@ -63,11 +63,55 @@ class DataRow(Spec):
     rejections: Semantic[dict[str, int]]
     """Reason -> files refused."""
     removed: Semantic[dict[str, int]]
-    """Reason -> images that a filter took out."""
+    """Reason -> images that were taken out."""
+
+
+class RejectionRow(Spec):
+    """The files of one source that one reason kept out of a shard set."""
+
+    stage: Semantic[str]
+    reason: Semantic[str]
+    files: Semantic[int]
+    examples: Semantic[tuple[str, ...]]
+    """The first ones by name, each with what was said of it."""
+
+
+TEST_COPIES_FILE = "test_copies.json"
+
+
+class TestCopiesRow(Spec):
+    """What a filter found of one test split in the data that it cleaned."""
+
+    __test__ = False  # no test case, whatever pytest thinks of the name
+
+    test_set: Semantic[str]
+    """`STAGE@SPLIT`; it is not changed."""
+    found: Semantic[int]
+    """Its images that had a copy in the data."""
+    images: Semantic[int]
+    """All of its images."""
+    removed: Semantic[int]
+    """Images of the data that repeat one of it; one image may repeat images of several sets."""
+
+
+class TestCopiesReport(Spec):
+    """`test_copies.json` of a `filter` artifact."""
+
+    __test__ = False
+
+    schema_version: Semantic[Literal[1]] = 1
+    tests: Semantic[tuple[TestCopiesRow, ...]]
+    """In the order of `against`."""
+
+
+class StageTestCopies(TestCopiesRow):
+    """The same on a page, with the filter that found it."""
+
+    stage: Semantic[str]
 
 
 class MatchRow(Spec):
-    """One image that a filter took out, and the test image that it is a copy of."""
+    """One image that a filter took out, and the image that it is a copy of."""
 
     stage: Semantic[str]
     source: Semantic[str]
@@ -127,6 +171,9 @@ class ReportDocument(Spec):
     means: Semantic[tuple[MeanRow, ...]]
     differences: Semantic[tuple[DifferenceRow, ...]]
     data: Semantic[tuple[DataRow, ...]]
+    rejections: Semantic[tuple[RejectionRow, ...]]
+    """Most files of a stage first; all files are in its `rejections.arrow`."""
+    test_copies: Semantic[tuple[StageTestCopies, ...]] = ()
     matches: Semantic[tuple[MatchRow, ...]]
     """The first ones of each filter; all are in its `tombstones.arrow`."""
     training: Semantic[tuple[TrainingRow, ...]]

@@ -6,6 +6,8 @@ from typing import ClassVar, NamedTuple
 from schemas.spec import Spec, Tag, tag_of
 
 _NAME = r"[A-Za-z][A-Za-z0-9_-]*"
+SHARD_SETS = ("ingest", "filter", "append", "remove")
+"""Kinds whose artifact is a shard set."""
 STAGE_NAME = re.compile(rf"^{_NAME}$")
 _REFERENCE = re.compile(rf"^(?P<stage>{_NAME}(\[[^\]@]*\])?)(@(?P<split>[A-Za-z0-9_-]+))?$")
 
@@ -48,6 +50,8 @@ class StageSpec(Spec):
     """Port -> the split that is meant where the reference names none."""
     fixed_splits: ClassVar[dict[str, tuple[str, ...]]] = {}
     """Port -> the splits that are read through it always; a reference there names none."""
+    whole_sets: ClassVar[tuple[str, ...]] = ()
+    """Ports that read all splits of a shard set; a reference there names none."""
     shows_names: ClassVar[bool] = False
     """Whether the names of the stages that it reads stand in what it makes; then they are keyed."""
 

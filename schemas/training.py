@@ -6,7 +6,10 @@ from pydantic import Field, model_validator
 
 from schemas.model import ModelChange, ModelSpec
 from schemas.spec import Execution, Input, Semantic, Spec
-from schemas.stage import StageSpec
+from schemas.stage import SHARD_SETS, StageSpec
+
+MAX_WEIGHTS = 10_000
+"""The order of a cycle of a mixture is kept in memory."""
 
 
 class OptimSpec(Spec):
@@ -30,24 +33,87 @@ class OptimSpec(Spec):
     """AdamW's denominator."""
 
 
+class RandAugmentSpec(Spec):
+    """Random operations on colour and shape (Cubuk et al. 2019), one after the other."""
+
+    layers: Semantic[int] = Field(default=2, ge=1, le=8)
+    """Operations on each image, each drawn from fourteen."""
+    magnitude: Semantic[float] = Field(default=10.0, ge=0, le=30)
+    """Strength of every operation; at 10 an image turns by 30 degrees, moves by 45 % of its side,
+    or its colours change by 90 %. The ViT papers use 10, 15 and 20."""
+
+
+class ColourJitterSpec(Spec):
+    """Factors drawn evenly from [max(0, 1 - x), 1 + x], applied in the order of the fields."""
+
+    brightness: Semantic[float] = Field(default=0.0, ge=0)
+    contrast: Semantic[float] = Field(default=0.0, ge=0)
+    saturation: Semantic[float] = Field(default=0.0, ge=0)
+    hue: Semantic[float] = Field(default=0.0, ge=0, le=0.5)
+    """Largest turn of the colour circle either way, as a share of the whole circle."""
+
+
 class AugmentSpec(Spec):
-    """What happens to a training image; evaluation resizes and centre-crops."""
+    """What happens to a training image; evaluation resizes and centre-crops.
+
+    In this order: crop and resize, shift, mirror, colour jitter, RandAugment, erasing; then, on the
+    batch, mixup or CutMix.
+    """
 
     crop: Semantic[Literal["none", "inception", "shift"]] = "none"
-    """`none`: resize to the input; `inception`: random area and aspect; `shift`: pad and cut."""
+    """`none`: resized, then cut from the centre; `inception`: random area and aspect; `shift`: as
+    `none`, then moved."""
     min_area_ratio: Semantic[float] = Field(default=0.05, gt=0, le=1)
     """Smallest share of the image that an `inception` crop covers."""
     shift_ratio: Semantic[float] = Field(default=0.125, ge=0, lt=0.5)
     """Largest `shift`, as a share of the side; the border is repeated."""
     flip: Semantic[bool] = False
     """Mirror every second image, on average."""
+    colour_jitter: Semantic[ColourJitterSpec | None] = None
+    randaugment: Semantic[RandAugmentSpec | None] = None
+    erase_ratio: Semantic[float] = Field(default=0.0, ge=0, le=1)
+    """Share of the images in which a random rectangle turns grey (Zhong et al. 2017)."""
+    mixup_alpha: Semantic[float] = Field(default=0.0, ge=0)
+    """Neighbours in the global batch are blended, by a weight from Beta(alpha, alpha) for each
+    pair; 0 turns it off."""
+    cutmix_alpha: Semantic[float] = Field(default=0.0, ge=0)
+    """Neighbours swap a rectangle, whose area is from Beta(alpha, alpha). With both, each pair
+    takes either at even odds."""
     label_smoothing: Semantic[float] = Field(default=0.0, ge=0, lt=1)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether samples are mixed in pairs."""
+        return self.mixup_alpha > 0 or self.cutmix_alpha > 0
 
 
 class BatchSpec(Spec):
     """How many samples make one optimizer step, on all workers together."""
 
     global_samples: Semantic[int] = Field(gt=0)
+    tail: Semantic[Literal["drop", "pad", "exact"]] = "drop"
+    """The last batch of an epoch, where it is not full: left out; filled with images from the
+    beginning of the epoch; or filled likewise, with weight 0 for what fills it, so that every image
+    counts once."""
+
+
+class MixturePhase(Spec):
+    """How the samples of a batch are shared among the shard sets, from a step on."""
+
+    from_step: Semantic[int] = Field(ge=0)
+    """First optimizer step of the phase, from 0."""
+    weights: Semantic[tuple[Annotated[int, Field(ge=0)], ...]]
+    """One whole number for each shard set of `data`: in every cycle of as many samples as their
+    sum, each set gives as many as its weight. Never more than one sample off its share."""
+
+    @model_validator(mode="after")
+    def _a_cycle_is_short(self) -> "MixturePhase":
+        if not 1 <= sum(self.weights) <= MAX_WEIGHTS:
+            raise ValueError(
+                f"weights sum up to {sum(self.weights)}; write whole numbers that sum up to "
+                f"1 to {MAX_WEIGHTS}, such as [3, 1]"
+            )
+        return self
 
 
 class DurationSpec(Spec):
@@ -106,8 +172,12 @@ class SupervisedSpec(Spec):
 class TrainingSpec(StageSpec):
     """What pre-training and fine-tuning have in common; both run the one loop."""
 
-    data: Input[str]
-    """The shard set to train on, `NAME` (its split `train`) or `NAME@SPLIT`."""
+    data: Input[str | tuple[str, ...]]
+    """The shard set to train on, `NAME` (its split `train`) or `NAME@SPLIT`; or a list of several,
+    which `mixture` weighs. Their classes are united by name, in the order of the list."""
+    mixture: Semantic[tuple[MixturePhase, ...] | None] = None
+    """Phases by `from_step`, the first from step 0, for several shard sets; each set is passed over
+    and over at its own pace."""
     augment: Semantic[AugmentSpec] = AugmentSpec()
     optim: Semantic[OptimSpec]
     batch: Semantic[BatchSpec]
@@ -119,7 +189,15 @@ class TrainingSpec(StageSpec):
     register_as: Execution[str | None] = None
     """Name under which the tracker's registry gets the trained model; null registers nothing."""
 
-    libraries: ClassVar[tuple[str, ...]] = ("deepspeed", "numpy", "pillow", "safetensors", "torch")
+    libraries: ClassVar[tuple[str, ...]] = (
+        "deepspeed",
+        "numpy",
+        "pillow",
+        "safetensors",
+        "scipy",
+        "simplejpeg",
+        "torch",
+    )
     uses_seed: ClassVar[bool] = True
     default_splits: ClassVar[dict[str, str]] = {"data": "train"}
 
@@ -138,6 +216,34 @@ class TrainingSpec(StageSpec):
         return self
 
     @model_validator(mode="after")
+    def _pairs_stay_together(self) -> "TrainingSpec":
+        share = self.batch.global_samples // self.resources.workers
+        micro = self.resources.micro_batch or share
+        if self.augment.mixes and micro % 2:
+            raise ValueError(
+                f"mixup and CutMix mix neighbours, so a micro-batch must be even but is {micro}: "
+                "batch.global_samples over resources.workers, or resources.micro_batch"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mixture_fits_the_data(self) -> "TrainingSpec":
+        sets = 1 if isinstance(self.data, str) else len(self.data)
+        if self.mixture is None:
+            if sets != 1:
+                raise ValueError(
+                    f"data names {sets} shard sets; name one, or weigh several by mixture, "
+                    f"such as [{{from_step: 0, weights: {[1] * max(2, sets)}}}]"
+                )
+            return self
+        _check_phases(self.mixture, sets)
+        if self.duration.steps is None or self.batch.tail != "drop":
+            raise ValueError(
+                "a mixture has no epochs of its own: give duration.steps, and no batch.tail"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _warm_up_ends(self) -> "TrainingSpec":
         steps, warmup = self.known_steps(), self.optim.warmup_steps
         if steps is not None and warmup >= steps:
@@ -152,6 +258,18 @@ class TrainingSpec(StageSpec):
         return self.duration.steps
 
 
+def _check_phases(phases: tuple[MixturePhase, ...], sets: int) -> None:
+    starts = [phase.from_step for phase in phases]
+    if starts[:1] != [0] or sorted(set(starts)) != starts:
+        raise ValueError(f"mixture starts at steps {starts}; begin at 0 and go up")
+    for phase in phases:
+        if len(phase.weights) != sets:
+            raise ValueError(
+                f"mixture has {len(phase.weights)} weights from step {phase.from_step}, and data "
+                f"names {sets} shard sets; give one weight for each"
+            )
+
+
 class PretrainSpec(TrainingSpec):
     """Train a model from random weights on the upstream corpus."""
 
@@ -159,8 +277,8 @@ class PretrainSpec(TrainingSpec):
     objective: Semantic[SupervisedSpec] = SupervisedSpec()
     model: Semantic[ModelSpec]
 
-    revision: ClassVar[int] = 1
-    ports: ClassVar[dict[str, tuple[str, ...]]] = {"data": ("ingest", "filter")}
+    revision: ClassVar[int] = 2
+    ports: ClassVar[dict[str, tuple[str, ...]]] = {"data": SHARD_SETS}
 
 
 class SearchSpec(Spec):
@@ -185,11 +303,17 @@ class FinetuneSpec(TrainingSpec):
     search: Semantic[SearchSpec | None] = None
     """Replaces `optim.peak_lr` and `duration` by the best pair found."""
 
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
     ports: ClassVar[dict[str, tuple[str, ...]]] = {
-        "data": ("ingest", "filter"),
+        "data": SHARD_SETS,
         "init": ("pretrain", "finetune"),
     }
+
+    @model_validator(mode="after")
+    def _search_knows_its_data(self) -> "FinetuneSpec":
+        if self.search is not None and self.mixture is not None:
+            raise ValueError("search holds out images of one shard set; give no mixture with it")
+        return self
 
     @model_validator(mode="after")
     def _model_fits_its_start(self) -> "FinetuneSpec":

@@ -68,6 +68,15 @@ def ray_session(ray_cluster: RaySession) -> Iterator[RaySession]:
 
 
 @pytest.fixture(scope="session")
+def bucket() -> Iterator[str]:
+    """URI of a bucket of the session's S3 server."""
+    from tests.support.s3_server import s3_server
+
+    with s3_server() as uri:
+        yield uri
+
+
+@pytest.fixture(scope="session")
 def checkout() -> Path:
     """The root of the repository."""
     return Path(__file__).resolve().parents[1]

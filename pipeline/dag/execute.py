@@ -18,12 +18,11 @@ from schemas.artifacts import LOGS_FOLDER, KeyRecord, StageResult, artifact_name
 from schemas.errors import InfrastructureError, IntegrityError, PausedError, VitrailError
 from schemas.runs import Event, InputArtifact, RunStatus, StageOutcome, StageRequest, StageStatus
 from schemas.spec import canonical_json
+from schemas.stage import SHARD_SETS
 
 MAX_RETRIES = 2
 """Further tries for a stage whose machinery failed."""
 POLL_SECONDS = 1.0
-
-_DATA_KINDS = ("ingest", "filter")
 
 
 @dataclass(frozen=True)
@@ -191,7 +190,6 @@ class _Controller:
         self.facts.remember(node.name, result)
         self.outcomes[node.name] = _outcome(node, "ran", result)
         files = self.facts.store.path(result)
-        browsed = node.kind not in _DATA_KINDS  # nobody wants a corpus in the tracker
         self.announced.discard(node.name)
         self._emit(
             node,
@@ -201,7 +199,7 @@ class _Controller:
             metrics=result.metrics,
             metrics_path=self._kept_curve(result, files),
             datasets=_datasets(request),
-            artifacts=(str(files),) if browsed else (),
+            artifacts=_browsed(node.kind, files),
             register_as=getattr(node.spec, "register_as", None),
         )
 
@@ -313,6 +311,14 @@ def _unmade(
     )
 
 
+def _browsed(kind: str, files: Path) -> tuple[str, ...]:
+    """What people look at in the tracker: of a corpus its figures, of all else everything."""
+    if kind not in SHARD_SETS:
+        return (str(files),)
+    figures = (files / "figures", files / LOGS_FOLDER / "figures")
+    return tuple(str(folder) for folder in figures if folder.is_dir())
+
+
 def _datasets(request: StageRequest) -> tuple[dict[str, str], ...]:
     return tuple(
         {
@@ -322,7 +328,7 @@ def _datasets(request: StageRequest) -> tuple[dict[str, str], ...]:
             "path": found.path,
         }
         for found in request.inputs.values()
-        if found.kind in _DATA_KINDS
+        if found.kind in SHARD_SETS
     )
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from pipeline.dag.matrix import Choice, Matrix, Place
 from pipeline.dag.overrides import spec_path
-from pipeline.dag.splits import check_reference, port_field, port_path, splits_made
+from pipeline.dag.splits import Splits, check_reference, port_field, port_path, splits_made
 from schemas.errors import SpecError
 from schemas.experiment import AnyStage, ExperimentSpec, nearest
 from schemas.spec import Tag, tag_of
@@ -105,7 +105,7 @@ def expand(experiment: ExperimentSpec, *, place: Place = spec_path) -> Graph:
 
 
 def _check_splits(graph: Graph, place: Place) -> None:
-    known: dict[str, tuple[str, ...]] = {}
+    known: dict[str, Splits] = {}
     for node in graph.nodes:
         for port, reference in node.inputs.items():
             where = place(port_path(node.base_name, port))

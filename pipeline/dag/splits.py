@@ -1,35 +1,51 @@
-"""The splits that each shard set will have, known before anything is made, and who reads which."""
+"""The splits that each shard set will have, as far as specs can say it, and who reads which."""
 
 from collections.abc import Mapping
 
 from pipeline.dag.overrides import Path
-from schemas.data import FilterSpec, IngestSpec
+from schemas.curation import AppendSpec, FilterSpec, RemoveSpec
+from schemas.data import CorpusSpec
 from schemas.errors import SpecError
 from schemas.experiment import AnyStage, nearest
+from schemas.sources import ArrowSource, CifarSource, HfSource, ImageFolderSource
 from schemas.stage import StageRef
+
+Splits = tuple[str, ...] | None
+"""None where only the corpus itself can say it, when it is read."""
 
 
 def splits_made(
-    spec: AnyStage, inputs: Mapping[str, StageRef], known: Mapping[str, tuple[str, ...]]
-) -> tuple[str, ...]:
-    """The splits of what a stage makes; none for what is no shard set.
+    spec: AnyStage, inputs: Mapping[str, StageRef], known: Mapping[str, Splits]
+) -> Splits:
+    """The splits of what a stage makes; empty for what is no shard set.
 
     Args:
         spec: The stage.
         inputs: What it reads, by port.
         known: The splits of every stage that it reads.
     """
-    if isinstance(spec, FilterSpec):
+    if isinstance(spec, FilterSpec | RemoveSpec):
         return known[inputs["data"].stage]
-    if not isinstance(spec, IngestSpec):
-        return ()
-    if spec.split is not None:
+    if isinstance(spec, AppendSpec):
+        old, new = known[inputs["to"].stage], _new_splits(spec)
+        return None if old is None or new is None else tuple(dict.fromkeys((*old, *new)))
+    return _new_splits(spec) if isinstance(spec, CorpusSpec) else ()
+
+
+def _new_splits(spec: CorpusSpec) -> Splits:
+    source = spec.source
+    if spec.split is not None or isinstance(source, CifarSource):
         return ("train", "test")
-    return tuple(getattr(spec.source, "splits", {})) or ("train",)
+    if isinstance(source, ArrowSource) or (isinstance(source, HfSource) and not source.splits):
+        return None
+    labels = source.labels if isinstance(source, ImageFolderSource) else None
+    if labels is not None and labels.split_column is not None:
+        return None
+    return tuple(getattr(source, "splits", {})) or ("train",)
 
 
 def check_reference(
-    spec: AnyStage, port: str, reference: StageRef, *, splits: tuple[str, ...], where: str
+    spec: AnyStage, port: str, reference: StageRef, *, splits: Splits, where: str
 ) -> None:
     """Refuse a reference to a split that there will not be.
 
@@ -37,7 +53,7 @@ def check_reference(
         spec: The stage that reads.
         port: Where it reads.
         reference: What it reads, a split filled in where the port has a default.
-        splits: The splits of the stage that is read.
+        splits: The splits of the stage that is read; of unknown ones the reader asks at its start.
         where: Place of the reference, for errors.
 
     Raises:
@@ -50,9 +66,15 @@ def check_reference(
             f"{' and '.join(fixed)}; write {reference.stage}",
             where=where,
         )
+    if port_field(port) in spec.whole_sets and reference.split is not None:
+        raise SpecError(
+            f"{reference} names a split, but a {spec.kind} stage reads the whole set; write "
+            f"{reference.stage}",
+            where=where,
+        )
     wanted = fixed or ((reference.split,) if reference.split else ())
     for split in wanted:
-        if split not in splits:
+        if splits is not None and split not in splits:
             raise SpecError(_no_such_split(reference.stage, split, splits), where=where)
 
 

@@ -5,20 +5,22 @@ order in which tasks end, or what failed and was tried again. A re-run redoes on
 not committed.
 
 Costs. The driver holds the numbers of units (512 files each) and of buckets (`shard_bytes` each),
-the class names, at most `select.per_class` candidates for each class, and the rejections; nothing
-else grows with the corpus. A map task holds one unit, a reduce task about four times one bucket.
-On disk, staged rows and shards exist side by side until the progress folder goes.
+the class names, and at most `select.per_class` candidates for each class; nothing else grows with
+the corpus. A map task holds one unit, a reduce task about four times one bucket. On disk, staged
+rows and shards exist side by side until the progress folder goes.
 """
 
-import hashlib
 import heapq
 import json
 import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.known import find_known
+from pipeline.data.listing import Listing, list_corpus, load_listing, save_listing
 from pipeline.data.mapping import UnitTask, stage_unit
 from pipeline.data.reduce import (
     BucketTask,
@@ -27,11 +29,12 @@ from pipeline.data.reduce import (
     reduce_bucket,
     select_bucket,
 )
-from pipeline.data.seal import BuildResult, Pieces, RejectionRow, seal
-from pipeline.data.sources import check, list_units, split_names
+from pipeline.data.rejections import Tally
+from pipeline.data.seal import BuildResult, Pieces, seal
+from pipeline.data.shards import ShardSet
+from pipeline.data.sources import corpus_of
 from pipeline.data.sources import fingerprint as source_fingerprint
 from pipeline.data.staging import BuildTools, Progress, Staging, write_json
-from pipeline.data.tree import class_folders, path_parts
 from schemas.data import HoldBackSpec, IngestSpec, SelectSpec
 from schemas.errors import DataError, SpecError
 from schemas.experiment import nearest
@@ -40,21 +43,10 @@ from schemas.spec import digest_of, semantic_fields
 
 __all__ = ["BuildResult", "build_shard_set", "resolve_classes"]
 
-PLAN_VERSION = 1
+PLAN_VERSION = 3
 """Raised when the pieces in a progress folder change their form."""
-
-
-@dataclass
-class _Listing:
-    """What the list step found; the units themselves are on disk."""
-
-    units: int = 0
-    digest: str = ""
-    classes: set[str] = field(default_factory=set)
-    images: Counter[str] = field(default_factory=Counter)
-    """Split -> files that may be images."""
-    nested: bool = True
-    """No image lies directly in its class folder."""
+_BUCKETS_IN_MEMORY = 4
+"""How often a reduce task holds its bucket at the most."""
 
 
 @dataclass
@@ -63,11 +55,16 @@ class _Staged:
 
     rows: Counter[str] = field(default_factory=Counter)
     bytes: Counter[str] = field(default_factory=Counter)
-    rejections: list[RejectionRow] = field(default_factory=list)
+    rejected: Tally = field(default_factory=Tally)
 
 
 def build_shard_set(
-    spec: IngestSpec, *, fingerprint: str, tools: BuildTools, out: Path
+    spec: IngestSpec,
+    *,
+    fingerprint: str,
+    tools: BuildTools,
+    out: Path,
+    onto: ShardSet | None = None,
 ) -> BuildResult:
     """Build or finish building the shard set of a spec below `out`.
 
@@ -76,6 +73,8 @@ def build_shard_set(
         fingerprint: Of the source, as `pipeline.data.sources.fingerprint` gives it.
         tools: Pool, progress folder, stop signal and voice of the build.
         out: Folder of the shard set; files in it are hard links of the progress folder's.
+        onto: A set that this one will be added to: its labels are continued, and its images are
+            rejected as copies.
 
     Raises:
         SpecError: If the spec names a class or split that the source does not have.
@@ -83,34 +82,65 @@ def build_shard_set(
         DiskFullError: If no space is left.
         PausedError: If a stop was requested; the next call goes on.
     """
-    check(spec.source)
     staging = Staging(tools.progress)
-    splits = _splits(spec)
-    tools.say("listing the corpus")
-    listing = _list(spec, staging)
-    classes = resolve_classes(spec.select, listing.classes)
-    plan = {"spec": spec.dump(), "classes": classes, "splits": splits, "units": listing.units}
-    identity = [PLAN_VERSION, semantic_fields(spec), fingerprint, listing.digest]
-    staging.begin(digest_of(identity), plan)
+    added_to = "" if onto is None else onto.digest
+    identity = digest_of([PLAN_VERSION, semantic_fields(spec), fingerprint, added_to])
+    staging.resume(identity)
+    staging.begin(identity, {})
+    listing = _list(spec, fingerprint, staging, tools)
+    splits = _splits(spec, listing)
+    chosen = resolve_classes(spec.select, listing.classes)
+    classes = chosen if onto is None else tuple(dict.fromkeys((*onto.class_names, *chosen)))
+    plan = {
+        "spec": spec.dump(),
+        "classes": classes,
+        "chosen": chosen,
+        "splits": splits,
+        "units": listing.units,
+    }
+    staging.begin(identity, plan)
     _map(staging, listing, tools)
     staged = _gather_units(staging, listing.units)
     _check_budget(spec, staged)
+    if onto is not None:
+        find_known(onto, staging, listing.units, tools)
     sizes = {**staged.bytes, **_select(spec, staging, staged, tools)}
-    buckets = _reduce(spec, staging, sizes, tools)
-    rejections = [tuple(row) for bucket in buckets for row in bucket["rejections"]]
+    tasks = _reduce(spec, staging, sizes, tools)
+    for bucket in _commits(staging, tasks):
+        staged.rejected.merge(bucket["rejected"])
     pieces = Pieces(
         class_names=classes,
         splits=splits,
-        shards=[bucket for bucket in buckets if bucket["rows"]],
-        rejections=staged.rejections + rejections,
+        shards=(bucket for bucket in _commits(staging, tasks) if bucket["rows"]),
+        rejections=(
+            *(staging.unit_rejections(unit) for unit in range(listing.units)),
+            *(staging.bucket_rejections(it.split, it.bucket, it.buckets) for it in tasks),
+        ),
+        rejected=staged.rejected.counts,
+        known_classes=frozenset() if onto is None else frozenset(onto.class_names),
+        known_splits=frozenset() if onto is None else frozenset(onto.manifest.splits),
     )
-    _refuse_changes(spec.source, fingerprint)
+    _refuse_changes(spec.source, fingerprint, staging, tools)
     return seal(spec, pieces, staging=staging, out=out)
 
 
-def _refuse_changes(source: SourceSpec, planned: str) -> None:
+def _list(spec: IngestSpec, planned: str, staging: Staging, tools: BuildTools) -> Listing:
+    """List the corpus, unless an earlier attempt did so at the same state of the corpus."""
+    done = load_listing(staging)
+    if done is not None:
+        return done
+    corpus_of(spec.source, tools.files).check()
+    tools.say("listing the corpus")
+    listing = list_corpus(spec.source, staging, tools)
+    _refuse_changes(spec.source, planned, staging, tools)
+    save_listing(staging, listing)
+    return listing
+
+
+def _refuse_changes(source: SourceSpec, planned: str, staging: Staging, tools: BuildTools) -> None:
     """The artifact bears the fingerprint of the plan; costs one more listing of the source."""
-    if source_fingerprint(source) != planned:
+    if source_fingerprint(source, tools.files) != planned:
+        staging.forget()
         raise DataError(
             "the corpus changed while it was read; run again",
             where=getattr(source, "uri", None),
@@ -135,7 +165,13 @@ def resolve_classes(select: SelectSpec, found: set[str]) -> tuple[str, ...]:
         return select.classes
     if select.hold_back is not None:
         return _drawn(select.hold_back, found)
-    return tuple(sorted(found - set(select.exclude_classes)))
+    return in_order(found - set(select.exclude_classes))
+
+
+def in_order(names: set[str]) -> tuple[str, ...]:
+    """Class names as their labels count them: by name, whole numbers by their value."""
+    numbers = all(name.isdecimal() and str(int(name)) == name for name in names)
+    return tuple(sorted(names, key=int)) if numbers else tuple(sorted(names))
 
 
 def _drawn(spec: HoldBackSpec, found: set[str]) -> tuple[str, ...]:
@@ -148,7 +184,7 @@ def _drawn(spec: HoldBackSpec, found: set[str]) -> tuple[str, ...]:
         )
     ranked = sorted(found, key=lambda name: digest_of(["hold_back", spec.seed, name]))
     held = set(ranked[: spec.num_classes])
-    return tuple(sorted(held if spec.keep == "held_back" else found - held))
+    return in_order(held if spec.keep == "held_back" else found - held)
 
 
 def _unknown(where: str, name: str, allowed: list[str]) -> SpecError:
@@ -161,62 +197,30 @@ def _unknown(where: str, name: str, allowed: list[str]) -> SpecError:
     )
 
 
-def _splits(spec: IngestSpec) -> tuple[str, ...]:
-    splits = split_names(spec.source) if spec.split is None else ("test", "train")
+def _splits(spec: IngestSpec, listing: Listing) -> tuple[str, ...]:
+    """The source's own splits, sorted, or the two of a split by hash."""
+    splits = tuple(sorted(listing.images))
+    if spec.split is not None and len(splits) > 1:
+        raise SpecError(
+            f"split divides one split, but the source has {', '.join(splits)}; leave split out, or "
+            "name one split of the source",
+            where="split",
+        )
+    splits = splits if spec.split is None else ("test", "train")
     for name in spec.select.per_class:
         if name not in splits:
             raise _unknown("select.per_class", name, list(splits))
     return splits
 
 
-def _list(spec: IngestSpec, staging: Staging) -> _Listing:
-    """Write the units to disk; only their number, digest and class names stay in memory."""
-    listing = _Listing(classes=class_folders(spec.source))
-    digest = hashlib.sha256()
-    for unit in list_units(spec.source):
-        document = unit.dump()
-        write_json(staging.listing(listing.units), document)
-        listing.units += 1
-        content = [document["members"], document["refused"]]
-        digest.update(json.dumps(content).encode())
-        listing.images.update(member.split for member in unit.members)
-        listing.classes.update(member.class_name for member in unit.members)
-        listing.nested &= all(len(path_parts(member.path)) > 2 for member in unit.members)
-        listing.classes.update(file.class_name for file in unit.refused if file.class_name)
-    listing.digest = digest.hexdigest()
-    _check_listing(spec.source, listing)
-    return listing
-
-
-def _check_listing(source: SourceSpec, listing: _Listing) -> None:
-    uri = getattr(source, "uri", "the source")
-    if not listing.images:
-        raise DataError(f"{uri} holds no image; images are expected as CLASS/image")
-    if len(listing.classes) == 1 and listing.nested and not getattr(source, "splits", {}):
-        (wrapper,) = listing.classes
-        raise DataError(
-            f"{uri} has one folder on top, {wrapper}, with nothing but folders in it: it seems to "
-            "wrap the class folders, and would be the only class",
-            where="source.splits",
-            hint=f"source.splits: {{train: {wrapper}}}, which goes together with split, too",
-        )
-    for split in split_names(source):
-        if not listing.images[split]:
-            folder = getattr(source, "splits", {}).get(split)
-            raise DataError(
-                f"{uri} holds no image for the split {split!r}: nothing lies below {folder!r}",
-                where=f"source.splits.{split}",
-            )
-
-
-def _map(staging: Staging, listing: _Listing, tools: BuildTools) -> None:
+def _map(staging: Staging, listing: Listing, tools: BuildTools) -> None:
     pending = [unit for unit in range(listing.units) if not staging.unit(unit).is_file()]
     if len(pending) < listing.units:
         tools.say(f"{listing.units - len(pending)} of {listing.units} units are prepared already")
     progress = Progress(tools, "preparing images", len(pending))
-    tasks = (UnitTask(staging.root, unit) for unit in pending)
-    for _, images in tools.pool.map(stage_unit, tasks, label="prepare"):
-        progress.finished(images)
+    tasks = (UnitTask(staging.root, unit, tools.files) for unit in pending)
+    for _, (images, rejected) in tools.pool.map(stage_unit, tasks, label="prepare"):
+        progress.finished(images, rejected=rejected)
 
 
 def _gather_units(staging: Staging, units: int) -> _Staged:
@@ -225,20 +229,20 @@ def _gather_units(staging: Staging, units: int) -> _Staged:
         sidecar = json.loads(staging.unit(unit).read_bytes())
         staged.rows.update(sidecar["rows"])
         staged.bytes.update(sidecar["bytes"])
-        staged.rejections += [tuple(row) for row in sidecar["rejections"]]
+        staged.rejected.merge(sidecar["rejected"])
     return staged
 
 
 def _check_budget(spec: IngestSpec, staged: _Staged) -> None:
-    rejected = len(staged.rejections)
+    rejected = staged.rejected.total
     files = rejected + staged.rows.total()
     if files == 0:
         raise DataError("no image is left; select.classes or exclude_classes leaves nothing")
     if rejected <= spec.max_rejected_ratio * files and staged.rows.total():
         return
-    example = {reason: source for source, reason, _ in reversed(staged.rejections)}
-    counts = Counter(reason for _, reason, _ in staged.rejections).most_common(3)
-    reasons = ", ".join(f"{count} {reason} (as {example[reason]})" for reason, count in counts)
+    examples = staged.rejected.examples
+    counts = Counter(staged.rejected.counts).most_common(3)
+    reasons = ", ".join(f"{count} {reason} (as {examples[reason]})" for reason, count in counts)
     raise DataError(
         f"{rejected} of {files} files were rejected: {reasons}; max_rejected_ratio allows "
         f"{spec.max_rejected_ratio:.1%}",
@@ -282,16 +286,25 @@ def _tasks(staging: Staging, split: str, num_bytes: int, spec: IngestSpec) -> li
     return [BucketTask(staging.root, split, bucket, buckets) for bucket in range(buckets)]
 
 
+def _all_tasks(spec: IngestSpec, staging: Staging, sizes: dict[str, int]) -> list[BucketTask]:
+    return [task for split in sorted(sizes) for task in _tasks(staging, split, sizes[split], spec)]
+
+
 def _reduce(
     spec: IngestSpec, staging: Staging, sizes: dict[str, int], tools: BuildTools
-) -> list[dict[str, Any]]:
-    """The buckets' commits, in the order of (split, bucket)."""
-    tasks = [task for split in sorted(sizes) for task in _tasks(staging, split, sizes[split], spec)]
+) -> list[BucketTask]:
+    """Write what is missing of the shards; returns all tasks, in the order of (split, bucket)."""
+    tasks = _all_tasks(spec, staging, sizes)
+    memory_bytes = _BUCKETS_IN_MEMORY * min(spec.shard_bytes, max(sizes.values()))
     pending = [task for task in tasks if not is_committed(task)]
     progress = Progress(tools, "writing shards", len(pending))
-    for _, rows in tools.pool.map(reduce_bucket, pending, label="write"):
+    written = tools.pool.map(reduce_bucket, pending, label="write", memory_bytes=memory_bytes)
+    for _, rows in written:
         progress.finished(rows)
-    return [
-        json.loads(staging.bucket(task.split, task.bucket, task.buckets).read_bytes())
-        for task in tasks
-    ]
+    return tasks
+
+
+def _commits(staging: Staging, tasks: list[BucketTask]) -> Iterator[dict[str, Any]]:
+    """What became of each bucket; read one by one, since each counts all of its labels."""
+    for task in tasks:
+        yield json.loads(staging.bucket(task.split, task.bucket, task.buckets).read_bytes())

@@ -1,267 +1,212 @@
-"""Decontamination: removes from one split what also stands in test splits, exactly or nearly.
+"""Removes rows of one split: copies of test images, poor images, near copies of each other.
 
-A new manifest over the same shards plus a table of removed rows, each with its match; no image is
-written again: the shard files get a second name (one hard link each; a copy where the disk has no
-links). Exact copies share the uid. Near copies: perceptual hashes (of the image or of its
-mirror) at most `max_hamming_bits` apart, confirmed on the thumbnails. Rows without a hash (short
-sides, or hashes off at ingest) are compared exactly only.
+Three rules in this order, each optional: what also stands in the test splits, exactly (same uid) or
+nearly; what the quality rules refuse; and, of what is left, near copies of each other. Test splits
+are read and never changed. The result is a new manifest over the same shards and a table of removed
+rows, each with its reason and its match (`pipeline.data.tombstones`).
 
-Costs. The index of the test images is one memory-mapped file of about 1.1 kB for each; a task
-holds one shard's hashes and thumbnails. Matches are few and held by the driver.
+Near copies: perceptual hashes of the image or its mirror at most `max_hamming_bits` apart,
+confirmed on the thumbnails. Rows without a hash (sides below 32 px, or hashes off at ingest) are
+compared exactly only, and counted.
+
+Costs. Tasks work on blocks of about 260,000 rows (`pipeline.data.blocks`), so their memory is
+bounded: about 100 MB. On disk, 44 bytes for each row while it lasts. The driver holds the removed
+rows, about 300 bytes each, and one bit of each test image that has a copy. Time: for each block, a
+few seconds for each 260,000 test images; near copies within the split grow with the square of it
+(`pipeline.data.near_duplicates`). What was finished before a stop or a crash is not done again.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipeline.data.matching import INDEX, Copy, FilterTask, find_copies
-from pipeline.data.seal import place
-from pipeline.data.shards import ShardSet, Split
-from pipeline.data.staging import (
-    BuildTools,
-    Progress,
-    committing,
-    read_table,
-    write_canonical,
-    write_table,
-)
-from schemas.data import FilterSpec
+from pipeline.data.blocks import BLOCK_ROWS, cut, write_block
+from pipeline.data.judging import JudgeTask, judge_block
+from pipeline.data.matching import Limits
+from pipeline.data.near_duplicates import Search, find_near_duplicates
+from pipeline.data.removals import REMOVALS, DescribeTask, describe_block
+from pipeline.data.shards import ShardSet
+from pipeline.data.staging import BuildTools, Progress, read_table
+from pipeline.data.tombstones import DerivedSet, reasons, without_rows
+from schemas.curation import FilterSpec
 from schemas.errors import DataError
-from schemas.manifest import (
-    MANIFEST_FILE,
-    REJECTIONS_FILE,
-    SHARD_TABLE_FILE,
-    SHARDS_FOLDER,
-    TOMBSTONES_FILE,
-    ShardSetManifest,
-    TombstoneEntry,
-)
-from schemas.records import TOMBSTONES
+from schemas.report import TestCopiesRow
 
-INDEX_FILE = "tests.arrow"
-"""Index of the test images, in the progress folder; of no use once the filter is committed."""
+FILTER_PIECES = ("blocks", "judged", "near", "removed")
+"""All that a filter keeps below its progress folder."""
 
 
 @dataclass(frozen=True)
-class TestSplit:
-    """A split whose images must not be in the data."""
-
-    __test__ = False  # no test case, whatever pytest thinks of the name
+class NamedSplit:
+    """A split, and what it is called: `STAGE@SPLIT`."""
 
     name: str
-    """`STAGE@SPLIT`, as matches are reported."""
     data: ShardSet
     split: str
-
-
-@dataclass(frozen=True)
-class Removal:
-    """A row that the filter removes, and the image that it repeats."""
-
-    reason: str
-    """`exact_copy` or `near_copy`."""
-    uid: bytes
-    source: str
-    shard: int
-    row: int
-    matched: int
-    """Place of the test split among those given."""
-    matched_row: int
-    """Live row of the test split."""
-    matched_uid: bytes
-    matched_source: str
-    hamming_bits: int | None
-    """None for an exact copy, as the next."""
-    thumbnail_difference: float | None
 
 
 @dataclass(frozen=True)
 class FilterResult:
     """A sealed shard set with fewer live rows."""
 
-    manifest: ShardSetManifest
-    digest: str
-    known_sha256: dict[str, str]
-    """Path below `out` -> sha256 in hex, of every file in it."""
-    removals: tuple[Removal, ...]
-    """What this filter removed, in storage order."""
-    counts: dict[str, int]
-    """Of the rows: `removed`, `exact`, `near`, and `not_comparable`, which have no hash."""
+    derived: DerivedSet
+    removals: pa.Table
+    """What this filter removed, in storage order: `pipeline.data.removals.REMOVALS`."""
+    reasons: dict[str, int]
+    """Reason -> rows removed."""
+    tests: tuple[TestCopiesRow, ...]
+    """In the order of `against`."""
+    not_comparable: int
+    """Live rows without a hash, which only the exact search can find."""
+    other_label: int
+    """Near duplicates with another label than the image that stays."""
 
 
-def decontaminate(
-    cleaned: tuple[ShardSet, str],
-    against: Sequence[TestSplit],
+def filter_split(
+    cleaned: NamedSplit,
+    against: Sequence[NamedSplit],
     spec: FilterSpec,
     *,
     tools: BuildTools,
     out: Path,
+    block_rows: int = BLOCK_ROWS,
 ) -> FilterResult:
-    """Write a shard set without the rows of one split that repeat an image of `against`.
+    """Write a shard set without the rows of one split that a spec's rules remove.
 
     Args:
-        cleaned: The shard set, and the one split of it that may lose rows.
+        cleaned: The one split that may lose rows.
         against: Where the images stand that must not be in it.
-        spec: How near is a near copy.
+        spec: The rules.
         tools: Pool, progress folder, stop signal and voice.
         out: Folder of the new shard set; its shards are links of the old one's.
+        block_rows: About so many rows are searched by one task; the result is the same for any.
 
     Raises:
         DataError: If a split does not exist, or nothing of the data is left.
-        PausedError: If a stop was requested; the next call begins again.
+        PausedError: If a stop was requested; the next call goes on.
         DiskFullError: If no space is left.
     """
-    data, split = cleaned[0], cleaned[0].split(cleaned[1])
-    index = tools.progress / INDEX_FILE
-    _write_index(against, index)
-    removals = _search(data, split, spec, index=index, tools=tools)
-    if len(removals) == split.num_rows:
-        raise DataError(
-            f"every image of the split {split.name!r} also stands in {', '.join(spec.against)}"
-        )
-    tombstones = _tombstones(data, split, removals, against=against)
-    known = _carry_over(data, out)
-    known[TOMBSTONES_FILE] = write_table(out / TOMBSTONES_FILE, tombstones)
-    manifest = data.manifest.revise(
-        parents=(data.digest, *(test.data.digest for test in against)),
-        tombstones=TombstoneEntry(sha256=known[TOMBSTONES_FILE], rows=len(tombstones)),
-        splits={
-            **data.manifest.splits,
-            split.name: data.manifest.splits[split.name].revise(
-                rows=split.num_rows - len(removals)
-            ),
-        },
-    )
-    digest = write_canonical(out / MANIFEST_FILE, manifest.dump())
-    exact = sum(removal.reason == "exact_copy" for removal in removals)
+    work = _Work(cleaned, tuple(against), spec, tools=tools, block_rows=block_rows)
+    work.prepare()
+    work.judge()
+    if spec.near_duplicates is not None:
+        find_near_duplicates(work.search, tools)
+    removals = work.describe()
+    if len(removals) == cleaned.data.manifest.splits[cleaned.split].rows:
+        raise DataError(f"no image of {cleaned.name} would be left: {reasons(removals)}")
+    others = [test.data.digest for test in against]
     return FilterResult(
-        manifest=manifest,
-        digest=digest,
-        known_sha256={**known, MANIFEST_FILE: digest},
-        removals=tuple(removals),
-        counts={
-            "removed": len(removals),
-            "exact": exact,
-            "near": len(removals) - exact,
-            "not_comparable": _without_hash(split),
-        },
+        derived=without_rows(cleaned.data, removals, out=out, others=others),
+        removals=removals,
+        reasons=dict(reasons(removals)),
+        tests=work.test_copies(),
+        not_comparable=work.not_comparable(),
+        other_label=pc.sum(removals["other_label"]).as_py() or 0,
     )
 
 
-def _without_hash(split: Split) -> int:
-    """Live rows that only the exact search can find; reads one column."""
-    shards = range(len(split.shard_names))
-    return sum(split.live_table(shard, ["phash"])["phash"].null_count for shard in shards)
+class _Work:
+    """One filter at work: its blocks, and the pieces in the progress folder."""
 
-
-def _write_index(against: Sequence[TestSplit], path: Path) -> None:
-    """The live rows of all test splits in one file, streamed shard by shard."""
-    with (
-        committing(path) as temporary,
-        pa.OSFile(str(temporary), "wb") as sink,
-        pa.ipc.new_file(sink, INDEX) as writer,
-    ):
-        for place_of_set, test in enumerate(against):
-            split = test.data.split(test.split)
-            live = 0
-            for shard in range(len(split.shard_names)):
-                rows = _index_rows(split, shard, place_of_set, live)
-                writer.write_table(rows)
-                live += len(rows)
-
-
-def _index_rows(split: Split, shard: int, place_of_set: int, live: int) -> pa.Table:
-    columns = ["uid", "source", "phash", "thumbnail"]
-    rows = split.live_table(shard, columns)
-    extra = {
-        "set": pa.array(np.full(len(rows), place_of_set, np.int32)),
-        "live_row": pa.array(np.arange(live, live + len(rows), dtype=np.int64)),
-    }
-    wide = pa.table({**{name: rows[name] for name in columns}, **extra})
-    return wide.select(INDEX.names).cast(INDEX)
-
-
-def _search(
-    data: ShardSet, split: Split, spec: FilterSpec, *, index: Path, tools: BuildTools
-) -> list[Removal]:
-    """One task for each shard of the split; rows that are gone already are left alone."""
-    tasks = [
-        FilterTask(
-            shard=data.shards_folder / name,
-            index=index,
-            max_hamming_bits=spec.max_hamming_bits,
-            max_thumbnail_difference=spec.max_thumbnail_difference,
+    def __init__(
+        self,
+        cleaned: NamedSplit,
+        against: tuple[NamedSplit, ...],
+        spec: FilterSpec,
+        *,
+        tools: BuildTools,
+        block_rows: int,
+    ) -> None:
+        self._spec = spec
+        self._tools = tools
+        self._against = against
+        self._names = (*(test.name for test in against), cleaned.name)
+        folder = tools.progress / "blocks"
+        self._blocks = cut(cleaned.data, cleaned.split, folder / "data", rows=block_rows)
+        self._tests = tuple(
+            cut(test.data, test.split, folder / f"test-{place}", rows=block_rows)
+            for place, test in enumerate(against)
         )
-        for name in split.shard_names
-    ]
-    progress = Progress(tools, "comparing with the test splits", len(tasks))
-    gone = set(zip(split.removed.shard.tolist(), split.removed.row.tolist(), strict=True))
-    place_of = {name: shard for shard, name in enumerate(split.shard_names)}
-    tests = read_table(index)
-    removals: list[Removal] = []
-    for task, copies in tools.pool.map(find_copies, tasks, label="compare"):
-        shard = place_of[task.shard.name]
-        removals += [
-            _removal(shard, copy, tests) for copy in copies if (shard, copy.row) not in gone
-        ]
-        progress.finished(int(split.shard_rows[shard]))
-    return sorted(removals, key=lambda removal: (removal.shard, removal.row))
+        limits = Limits(
+            spec.max_hamming_bits, spec.max_thumbnail_difference, spec.max_relative_difference
+        )
+        self.search = Search(self._blocks, limits, self._piece("judged"), self._piece("near"))
 
+    def prepare(self) -> None:
+        """Write the blocks."""
+        series = (self._blocks, *self._tests)
+        tasks = [(blocks, number) for blocks in series for number in range(len(blocks))]
+        progress = Progress(self._tools, "reading hashes", len(tasks))
+        for _, rows in self._tools.pool.map(write_block, tasks, label="index"):
+            progress.finished(rows)
 
-def _removal(shard: int, copy: Copy, tests: pa.Table) -> Removal:
-    return Removal(
-        reason="exact_copy" if copy.hamming_bits is None else "near_copy",
-        uid=copy.uid,
-        source=copy.source,
-        shard=shard,
-        row=copy.row,
-        matched=tests["set"][copy.test].as_py(),
-        matched_row=tests["live_row"][copy.test].as_py(),
-        matched_uid=tests["uid"][copy.test].as_py(),
-        matched_source=tests["source"][copy.test].as_py(),
-        hamming_bits=copy.hamming_bits,
-        thumbnail_difference=copy.thumbnail_difference,
-    )
+    def judge(self) -> None:
+        """Find copies of test images, and what the quality rules refuse."""
+        tasks = [self._judge_task(number) for number in range(len(self._blocks))]
+        progress = Progress(self._tools, "judging images", len(tasks))
+        for _, rows in self._tools.pool.map(judge_block, tasks, label="judge"):
+            progress.finished(rows)
 
+    def describe(self) -> pa.Table:
+        """All removed rows, in storage order."""
+        tasks = [self._describe_task(number) for number in range(len(self._blocks))]
+        for _ in self._tools.pool.map(describe_block, tasks, label="describe"):
+            pass
+        parts = [read_table(task.out) for task in tasks]
+        return pa.concat_tables([REMOVALS.empty_table(), *parts])
 
-def _tombstones(
-    data: ShardSet, split: Split, removals: list[Removal], *, against: Sequence[TestSplit]
-) -> pa.Table:
-    """The rows removed now and before, sorted by (split, uid)."""
-    rows: list[dict[str, Any]] = [] if data.tombstones is None else data.tombstones.to_pylist()
-    rows += [
-        {
-            "uid": removal.uid,
-            "split": split.name,
-            "shard": split.shard_names[removal.shard],
-            "row": removal.row,
-            "source": removal.source,
-            "reason": removal.reason,
-            "matched_set": against[removal.matched].name,
-            "matched_uid": removal.matched_uid,
-            "matched_source": removal.matched_source,
-            "hamming_bits": removal.hamming_bits,
-            "thumbnail_difference": removal.thumbnail_difference,
-        }
-        for removal in removals
-    ]
-    rows.sort(key=lambda row: (row["split"], row["uid"]))
-    return pa.Table.from_pylist(rows, schema=TOMBSTONES)
+    def test_copies(self) -> tuple[TestCopiesRow, ...]:
+        """What was found of each test split, from the pieces of all blocks."""
+        tasks = [self._judge_task(number) for number in range(len(self._blocks))]
+        removed = np.zeros(len(self._tests), np.int64)
+        for task in tasks:
+            sets = read_table(task.out)["test"].to_numpy()
+            removed += np.bincount(sets[sets >= 0], minlength=len(removed))
+        hits = [read_table(task.hits) for task in tasks]
+        unique = pa.concat_tables(hits).group_by(["test", "block", "keeper"]).aggregate([])
+        found = np.bincount(unique["test"].to_numpy(), minlength=len(removed))
+        return tuple(
+            TestCopiesRow(
+                test_set=test.name,
+                found=int(found[place]),
+                images=test.data.manifest.splits[test.split].rows,
+                removed=int(removed[place]),
+            )
+            for place, test in enumerate(self._against)
+        )
 
+    def not_comparable(self) -> int:
+        """Live rows of the split without a hash."""
+        numbers = range(len(self._blocks))
+        return sum(read_table(self._blocks.file(n))["phash"].null_count for n in numbers)
 
-def _carry_over(data: ShardSet, out: Path) -> dict[str, str]:
-    """Link the parent's tables and shards; their digests are known, so nothing is read again."""
-    known = {
-        SHARD_TABLE_FILE: data.manifest.shard_table_sha256,
-        REJECTIONS_FILE: data.manifest.rejections_sha256,
-    }
-    names, digests = data.table["name"].to_pylist(), data.table["sha256"].to_pylist()
-    for name, sha256 in zip(names, digests, strict=True):
-        known[f"{SHARDS_FOLDER}/{name}"] = sha256.hex()
-    for path in known:
-        place(data.folder / path, out / path)
-    return known
+    def _judge_task(self, number: int) -> JudgeTask:
+        return JudgeTask(
+            blocks=self._blocks,
+            number=number,
+            tests=self._tests,
+            limits=self.search.limits,
+            quality=self._spec.quality,
+            out=self._piece("judged") / f"{number:06d}.arrow",
+            hits=self._piece("judged") / f"{number:06d}-tests.arrow",
+        )
+
+    def _describe_task(self, number: int) -> DescribeTask:
+        found = [self._judge_task(number).out]
+        if self._spec.near_duplicates is not None:
+            found.append(self.search.settled(number))
+        return DescribeTask(
+            blocks=self._blocks,
+            number=number,
+            found=tuple(found),
+            tests=self._tests,
+            names=self._names,
+            out=self._piece("removed") / f"{number:06d}.arrow",
+        )
+
+    def _piece(self, name: str) -> Path:
+        return self._tools.progress / name

@@ -1,14 +1,16 @@
 """Feeds training and evaluation with decoded batches.
 
-What a batch holds is a pure function of (split, spec, step): the same for any world size, any
+What a batch holds is a pure function of (data, spec, step): the same for any world size, any
 number of threads and any interruption. The only state is the optimizer step. Threads decode
 straight into the arrays of the batch; the codec releases the interpreter while it works.
+Memory is that of `STEPS_AHEAD` + 1 batches of the rank; nothing grows with the images.
 
 Axis letters: B batch, H W pixels, C channels.
 """
 
 import itertools
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -18,11 +20,14 @@ from dataclasses import KW_ONLY, dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.augment import CropParams, Draws, apply, centre_box
-from pipeline.data.order import EpochOrder, Int64s, rank_positions, steps_per_epoch
-from pipeline.data.shards import AnySplit, Row
-from schemas.errors import DataError, IntegrityError
-from schemas.training import AugmentSpec
+from pipeline.data.augment import Drawn, Draws, apply, centre_box
+from pipeline.data.course import Passes, Places
+from pipeline.data.mixing import Mix, draw_mix
+from pipeline.data.mixtures import AnyData, MixedSplit, course_through, splits_of
+from pipeline.data.order import EpochOrder, Int64s
+from pipeline.data.shards import AnySplit, Row, epoch_order
+from schemas.errors import IntegrityError
+from schemas.training import AugmentSpec, BatchSpec
 
 STEPS_AHEAD = 2
 """Steps that are decoded while the current one is used."""
@@ -41,9 +46,23 @@ class Batch:
     label_B: Int64s  # noqa: N815
     uid_B: NDArray[np.uint8]  # noqa: N815
     """The uids, [B, 16]."""
+    weight_B: NDArray[np.float32] | None = None  # noqa: N815
+    """How much each sample counts, 1 on average over the global batch; None: all alike."""
+    mix: Mix | None = None
+    """How neighbours are to be mixed, on the device; None: not at all."""
 
     def __len__(self) -> int:
         return len(self.label_B)
+
+    def part(self, start: int, stop: int) -> "Batch":
+        """Some consecutive samples, as views."""
+        return Batch(
+            self.pixels_BHWC[start:stop],
+            self.label_B[start:stop],
+            self.uid_B[start:stop],
+            None if self.weight_B is None else self.weight_B[start:stop],
+            None if self.mix is None else self.mix.part(start, stop),
+        )
 
 
 @dataclass
@@ -51,39 +70,39 @@ class TrainLoader:
     """One rank's share of the global batches, epoch after epoch.
 
     Raises:
-        DataError: If the split has fewer rows than one global batch.
+        DataError: If there are too few images for one global batch.
     """
 
-    split: AnySplit
+    data: AnyData
     _: KW_ONLY
     augment: AugmentSpec
     image_px: tuple[int, int]
     """Height and width of the model's input."""
-    global_samples: int
+    batch: BatchSpec
     seed: int
     rank: int
     world_size: int
     micro_batch: int
     """Samples in one micro-batch; divides the rank's share."""
     threads: int
+    clock: Callable[[], float] = time.perf_counter
+    """Counts seconds, for the metrics."""
     replaced: int = field(default=0, init=False)
     """Bad rows for which others stood in so far, on this rank."""
 
     def __post_init__(self) -> None:
-        if self.split.num_rows < self.global_samples:
-            raise DataError(
-                f"the split {self.split.name!r} has {self.split.num_rows} images, fewer than one "
-                f"global batch of {self.global_samples}; lower batch.global_samples or add images"
-            )
+        self._splits = splits_of(self.data)
+        self._course = course_through(self.data, self.batch)
         self._samples = 0
         self._lock = threading.Lock()
-        self._orders: dict[int, EpochOrder] = {}
+        self._orders: dict[tuple[int, int], EpochOrder] = {}
+        self._tally = _Tally(self.clock)
         self._open: weakref.WeakSet[Generator[tuple[Batch, ...]]] = weakref.WeakSet()
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in one pass over the split."""
-        return steps_per_epoch(self.split.num_rows, self.global_samples)
+        """Optimizer steps in one pass over the data."""
+        return self._course.steps_per_epoch
 
     def batches(self, start_step: int) -> Iterator[tuple[Batch, ...]]:
         """The micro-batches of every optimizer step from `start_step` on, without end.
@@ -94,6 +113,13 @@ class TrainLoader:
         steps = self._stream(start_step)
         self._open.add(steps)
         return steps
+
+    def figures(self) -> dict[str, float]:
+        """What the loader did on this rank since it was asked last, by the names of metrics."""
+        figures = {"loader/replaced_count": float(self.replaced), **self._tally.read()}
+        if isinstance(self._course, Passes) and self.batch.tail == "pad":
+            figures["loader/repeated_per_epoch_count"] = float(self._course.repeated_per_epoch)
+        return figures
 
     def close(self) -> None:
         """End every iterator and its threads."""
@@ -107,70 +133,83 @@ class TrainLoader:
         self.close()
 
     def _stream(self, start_step: int) -> Generator[tuple[Batch, ...]]:
-        with _Decoder(self.threads) as decoder:
+        with _Decoder(self.threads, self._tally) as decoder:
             for batch in decoder.run(self._plans(start_step)):
                 yield tuple(
-                    _slice(batch, start, start + self.micro_batch)
+                    batch.part(start, start + self.micro_batch)
                     for start in range(0, len(batch), self.micro_batch)
                 )
 
     def _plans(self, start_step: int) -> Iterator["_Plan"]:
-        at_once = max(1, SAMPLES_AT_ONCE * self.world_size // self.global_samples)
+        samples = self.batch.global_samples
+        at_once = max(1, SAMPLES_AT_ONCE * self.world_size // samples)
         step = start_step
         while True:
-            epoch, first = divmod(step, self.steps_per_epoch)
-            steps = range(first, min(first + at_once, self.steps_per_epoch))
-            yield from self._plans_of(epoch, steps)
-            step += len(steps)
+            # Up to the end of an epoch: beyond it another order has to be made first.
+            left = self.steps_per_epoch - step % self.steps_per_epoch
+            yield from self._plans_of(range(step, step + min(at_once, left)))
+            step += min(at_once, left)
 
-    def _plans_of(self, epoch: int, steps: range) -> Iterator["_Plan"]:
-        """Plans of some steps of an epoch."""
-        share = self.global_samples // self.world_size
-        positions = np.concatenate([self._positions(step) for step in steps])
-        order = self._order(epoch)
-        shards, rows = order.locate(positions)
-        draws = Draws(self.augment, seed=self.seed, epoch=epoch, positions=positions)
+    def _plans_of(self, steps: range) -> Iterator["_Plan"]:
+        """Plans of some steps, which are located and drawn together."""
+        places = self._course.places(steps, rank=self.rank, world_size=self.world_size)
+        located = self._locate(places)
+        draws = Draws(self.augment, places, seed=self.seed)
+        share = len(places) // len(steps)
 
-        def plan(start: int) -> _Plan:
+        def plan(step: int) -> _Plan:
+            first = (step - steps.start) * share
+
             def fill(batch: Batch, index: int) -> None:
-                sample = start + index
+                source, where = located[first + index]
 
                 def place(row: Row) -> None:
                     sizes = (row.height_px, row.width_px), self.image_px
-                    _put(batch, index, row, draws.params(sample, *sizes))
+                    _put(batch, index, row, draws.params(first + index, *sizes))
+                    if isinstance(self.data, MixedSplit):
+                        batch.label_B[index] = self.data.label_maps[source][row.label]
 
-                here = (int(shards[sample]), int(rows[sample]))
-                others = order.substitutes(int(positions[sample]))
-                self._fill(itertools.chain([here], others), place)
+                self._fill(self._splits[source], where, place)
 
-            return _Plan(share, self.image_px, fill)
+            weight = None if places.weight is None else places.weight[first : first + share]
+            return _Plan(share, self.image_px, fill, weight, self._mix(step, share))
 
-        return map(plan, range(0, len(positions), share))
+        return map(plan, steps)
 
-    def _positions(self, step_in_epoch: int) -> Int64s:
-        return rank_positions(
-            step_in_epoch, self.global_samples, rank=self.rank, world_size=self.world_size
-        )
+    def _mix(self, step: int, share: int) -> Mix | None:
+        pairs = np.arange(self.rank * share, (self.rank + 1) * share, 2, dtype=np.int64) // 2
+        return draw_mix(self.augment, pairs, seed=self.seed, step=step, image_px=self.image_px)
 
-    def _order(self, epoch: int) -> EpochOrder:
-        if epoch not in self._orders:
-            self._orders = {key: order for key, order in self._orders.items() if key == epoch - 1}
-            self._orders[epoch] = EpochOrder(
-                self.split.shard_rows,
-                digest=self.split.order_digest,
-                seed=self.seed,
-                epoch=epoch,
-                removed=self.split.removed,
-            )
-        return self._orders[epoch]
+    def _locate(self, places: Places) -> dict[int, tuple[int, "_Where"]]:
+        """For each sample of the places: which set it is of, and where to read it."""
+        located: dict[int, tuple[int, _Where]] = {}
+        sets, epochs = places.source, places.epoch
+        for source, epoch in sorted(set(zip(sets.tolist(), epochs.tolist(), strict=True))):
+            order = self._order(source, epoch)
+            mine = np.flatnonzero((sets == source) & (epochs == epoch))
+            positions = places.position[mine] % order.num_rows
+            columns = (mine, *order.locate(positions), positions)
+            self._splits[source].prefetch(order.ahead(int(positions.max())).tolist())
+            for index, *where in zip(*(column.tolist() for column in columns), strict=True):
+                located[index] = source, _Where(order, *where)
+        return located
 
-    def _fill(self, places: Iterator[tuple[int, int]], place: Callable[[Row], None]) -> None:
-        """Read the first of `places` that can be read, and put it in its place."""
+    def _order(self, source: int, epoch: int) -> EpochOrder:
+        order = self._orders.get((source, epoch))
+        if order is None:
+            order = epoch_order(self._splits[source], seed=self.seed, epoch=epoch)
+            self._orders[source, epoch] = order
+            self._orders.pop((source, epoch - 2), None)
+        return order
+
+    def _fill(self, split: AnySplit, where: "_Where", place: Callable[[Row], None]) -> None:
+        """Read the sample, or the first stand-in for it that can be read, and put it in place."""
         with self._lock:
             self._samples += 1
-        for shard, row in places:
+        others = where.order.substitutes(where.position)
+        for shard, row in itertools.chain([(where.shard, where.row)], others):
             try:
-                _fetch(self.split, shard, row, place)
+                _fetch(split, shard, row, place)
             except _BadRowError as error:
                 self._count_bad(error)
             else:
@@ -204,7 +243,7 @@ def eval_batches(
         def fill(batch: Batch, index: int) -> None:
             def place(row: Row) -> None:
                 box = centre_box((row.height_px, row.width_px), image_px)
-                _put(batch, index, row, CropParams(box))
+                _put(batch, index, row, Drawn(box))
 
             try:
                 _fetch(split, int(shards[index]), int(rows[index]), place)
@@ -213,7 +252,7 @@ def eval_batches(
 
         return _Plan(len(rows), image_px, fill)
 
-    with _Decoder(threads) as decoder:
+    with _Decoder(threads, _Tally(time.perf_counter)) as decoder:
         yield from decoder.run(map(plan, range(0, split.num_rows, batch_samples)))
 
 
@@ -234,13 +273,57 @@ class _Plan:
     samples: int
     image_px: tuple[int, int]
     fill: Callable[[Batch, int], None]
+    weight: NDArray[np.float32] | None = None
+    mix: Mix | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Where:
+    """Where a sample lies, and what says who stands in for it."""
+
+    order: EpochOrder
+    shard: int
+    row: int
+    position: int
+
+
+class _Tally:
+    """What decoding cost since it was read last; any thread may add."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self._lock = threading.Lock()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._seconds, self._images, self._ready, self._batches = 0.0, 0, 0, 0
+
+    def decoded(self, images: int, seconds: float) -> None:
+        with self._lock:
+            self._images += images
+            self._seconds += seconds
+
+    def delivered(self, ready: int) -> None:
+        with self._lock:
+            self._batches += 1
+            self._ready += ready
+
+    def read(self) -> dict[str, float]:
+        with self._lock:
+            figures = {
+                "loader/decode_seconds": self._seconds / max(1, self._images),
+                "loader/ready_steps": self._ready / max(1, self._batches),
+            }
+            self._reset()
+        return figures
 
 
 class _Decoder:
     """Threads that fill batches a few steps ahead; none is left after the `with` block."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, tally: _Tally) -> None:
         self._threads = threads
+        self._tally = tally
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._stopped = threading.Event()
 
@@ -257,39 +340,40 @@ class _Decoder:
         for plan in plans:
             ahead.append(self._begin(plan))
             if len(ahead) > STEPS_AHEAD:
-                yield _finish(*ahead.popleft())
+                yield self._finish(ahead)
         while ahead:
-            yield _finish(*ahead.popleft())
+            yield self._finish(ahead)
 
     def _begin(self, plan: _Plan) -> tuple[Batch, list[Future[None]]]:
         batch = Batch(
             np.empty((plan.samples, *plan.image_px, 3), np.uint8),
             np.empty(plan.samples, np.int64),
             np.empty((plan.samples, 16), np.uint8),
+            plan.weight,
+            plan.mix,
         )
         shares = [range(first, plan.samples, self._threads) for first in range(self._threads)]
         return batch, [self._pool.submit(self._fill, plan, batch, share) for share in shares]
 
     def _fill(self, plan: _Plan, batch: Batch, share: range) -> None:
+        began = self._tally.clock()
         for index in share:
             if self._stopped.is_set():
                 return
             plan.fill(batch, index)
+        self._tally.decoded(len(share), self._tally.clock() - began)
+
+    def _finish(self, ahead: deque[tuple[Batch, list[Future[None]]]]) -> Batch:
+        """The next batch; what is ready when it is asked for is the depth of the queue."""
+        self._tally.delivered(sum(all(map(Future.done, futures)) for _, futures in ahead))
+        batch, futures = ahead.popleft()
+        for future in futures:
+            future.result()
+        return batch
 
 
-def _finish(batch: Batch, futures: list[Future[None]]) -> Batch:
-    for future in futures:
-        future.result()
-    return batch
-
-
-def _slice(batch: Batch, start: int, stop: int) -> Batch:
-    return Batch(batch.pixels_BHWC[start:stop], batch.label_B[start:stop], batch.uid_B[start:stop])
-
-
-def _put(batch: Batch, index: int, row: Row, crop: CropParams) -> None:
-    height, width = batch.pixels_BHWC.shape[1:3]
-    batch.pixels_BHWC[index] = apply(row.image, crop, (height, width))
+def _put(batch: Batch, index: int, row: Row, drawn: Drawn) -> None:
+    apply(row.image, drawn, batch.pixels_BHWC[index])
     batch.label_B[index] = row.label
     batch.uid_B[index] = np.frombuffer(row.uid, np.uint8)
 

@@ -1,7 +1,8 @@
 """The map step: one task prepares one unit of raw files and stages its rows for the reduce step.
 
 Staged rows are sorted by (split, order key), so every later bucket is a contiguous range of them.
-A task holds one unit: about its bytes, decoded one image at a time.
+A task holds one unit, its stored bytes up to three times, and decodes one image at a time (see
+`pipeline.data.images.prepare` for what that takes).
 """
 
 import hashlib
@@ -13,11 +14,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.data.images.prepare import Prepared, prepare
+from pipeline.data.files import printable
+from pipeline.data.images.prepare import Prepared
+from pipeline.data.isolation import Prepare, preparing
 from pipeline.data.order import keyed_hash
+from pipeline.data.rejections import RejectionRow, write_rejections
+from pipeline.data.shard_files import row_checksum
+from pipeline.data.sources import corpus_of
 from pipeline.data.staging import Staging, read_plan, write_json, write_table
-from pipeline.data.tree import printable
-from pipeline.data.units import RawImage, Unit, read_unit
+from pipeline.data.units import RawImage, Unit
+from pipeline.ports import RemoteFiles
 from schemas.data import IngestSpec
 from schemas.records import RECORD
 
@@ -42,6 +48,16 @@ class UnitTask:
 
     progress: Path
     unit: int
+    files: RemoteFiles | None = None
+    """Reads sources behind URIs."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What holds for all images."""
+
+    spec: IngestSpec
+    labels: dict[str, int]
 
 
 @dataclass
@@ -49,11 +65,11 @@ class _Staged:
     """What a unit has come to so far."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
-    rejections: list[tuple[str, str, str]] = field(default_factory=list)
+    rejections: list[RejectionRow] = field(default_factory=list)
 
 
-def stage_unit(task: UnitTask) -> int:
-    """Prepare and commit one unit; returns how many images it has.
+def stage_unit(task: UnitTask) -> tuple[int, int]:
+    """Prepare and commit one unit; returns how many images it has, and how many were rejected.
 
     Raises:
         DataError: If a file cannot be read or has changed since it was listed.
@@ -62,14 +78,16 @@ def stage_unit(task: UnitTask) -> int:
     staging = Staging(task.progress)
     plan = read_plan(staging)
     spec = IngestSpec.parse(plan["spec"])
-    unit = wanted(Unit.load(json.loads(staging.listing(task.unit).read_bytes())), plan["classes"])
+    unit = wanted(Unit.load(json.loads(staging.listing(task.unit).read_bytes())), plan["chosen"])
     labels = {name: label for label, name in enumerate(plan["classes"])}
-    staged = _Staged([], [(printable(r.path), "not_image", r.problem) for r in unit.refused])
-    for raw in read_unit(unit):
-        _stage_image(raw, spec, labels, staged)
+    hashes = spec.near_duplicates
+    staged = _Staged([], [(printable(r.path), r.reason, r.problem) for r in unit.refused])
+    with preparing(staging.begun(task.unit), spec.image, hashes=hashes) as prepare:
+        for raw in corpus_of(spec.source, task.files).read(unit):
+            _stage_image(raw, prepare, _Plan(spec, labels), staged)
     split_index = {name: index for index, name in enumerate(plan["splits"])}
     _commit(staging, task.unit, staged, split_index)
-    return len(unit.members)
+    return len(unit.members), len(staged.rejections)
 
 
 def wanted(unit: Unit, classes: list[str]) -> Unit:
@@ -82,15 +100,15 @@ def wanted(unit: Unit, classes: list[str]) -> Unit:
     )
 
 
-def _stage_image(raw: RawImage, spec: IngestSpec, labels: dict[str, int], staged: _Staged) -> None:
-    result = prepare(raw.data, spec.image, hashes=spec.near_duplicates)
+def _stage_image(raw: RawImage, prepare: Prepare, plan: _Plan, staged: _Staged) -> None:
+    result = prepare(raw.data)
     if not isinstance(result, Prepared):
         staged.rejections.append((raw.source, result.reason, result.message))
         return
-    uid = hashlib.sha256(raw.data).digest()[:16]
-    row = _record(result, uid, raw.source, labels[raw.class_name])
-    row["split"] = _split_of(raw, spec, uid)
-    row[ORDER_KEY] = keyed_hash("order", spec.shuffle_seed, uid)
+    uid = raw.uid or hashlib.sha256(raw.data).digest()[:16]
+    row = _record(result, uid, raw.source, plan.labels[raw.class_name])
+    row["split"] = _split_of(raw, plan.spec, uid)
+    row[ORDER_KEY] = keyed_hash("order", plan.spec.shuffle_seed, uid)
     staged.rows.append(row)
 
 
@@ -105,6 +123,14 @@ def _record(image: Prepared, uid: bytes, source: str, label: int) -> dict[str, A
         "orig_height_px": image.orig_height_px,
         "encoding": image.encoding,
         "crc32c": image.checksum,
+        "row_crc32c": row_checksum(
+            image.checksum,
+            uid=uid,
+            label=label,
+            size_hw=(image.height_px, image.width_px),
+            encoding=image.encoding,
+            source=source,
+        ),
         "phash": image.phash,
         "phash_mirror": image.phash_mirror,
         "thumbnail": image.thumbnail,
@@ -130,7 +156,5 @@ def _commit(staging: Staging, unit: int, staged: _Staged, splits: dict[str, int]
         sizes[row["split"]] += row[STORED_BYTES]
         row["split"] = splits[row["split"]]
     write_table(staging.staged(unit), pa.Table.from_pylist(rows, schema=STAGED))
-    write_json(
-        staging.unit(unit),
-        {"rows": counts, "bytes": sizes, "rejections": sorted(staged.rejections)},
-    )
+    rejected = write_rejections(staging.unit_rejections(unit), staged.rejections)
+    write_json(staging.unit(unit), {"rows": counts, "bytes": sizes, "rejected": rejected})

@@ -18,6 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 ORDER_VERSION = 1
 WINDOW_SHARDS = 4
 _ROUNDS = 8
+_BLOCK = 8192
+"""Numbers that are enciphered together: few enough to stay in a core's cache."""
 
 Int64s = NDArray[np.int64]
 UInt64s = NDArray[np.uint64]
@@ -80,9 +82,11 @@ class KeyedPermutation:
         values = np.atleast_1d(np.asarray(start, np.int64)).astype(np.uint64)
         if values.size and int(values.max()) >= self.n:
             raise IndexError(f"an index is outside [0, {self.n})")
-        values = step(values)
-        while (outside := values >= self.n).any():
-            values[outside] = step(values[outside])
+        for first in range(0, len(values), _BLOCK):
+            block = step(values[first : first + _BLOCK])
+            while (outside := block >= self.n).any():
+                block[outside] = step(block[outside])
+            values[first : first + _BLOCK] = block
         return values.astype(np.int64)
 
     def _encrypt(self, values: UInt64s) -> UInt64s:
@@ -129,8 +133,8 @@ class EpochOrder:
         """
         self._rows = np.asarray(shard_rows, np.int64)
         self._parts = (digest, seed, epoch)
-        shards = KeyedPermutation(len(self._rows), derive_key(*self._parts, "shards"))
-        self._shards = shards.forward(np.arange(len(self._rows)))
+        self._permuted = KeyedPermutation(len(self._rows), derive_key(*self._parts, "shards"))
+        self._shards = self._permuted.forward(np.arange(len(self._rows)))
         ends = np.concatenate([[0], np.cumsum(self._rows[self._shards])])
         self._shard_starts = ends[:-1]
         self._window_starts = ends[:-1][::WINDOW_SHARDS]
@@ -144,6 +148,18 @@ class EpochOrder:
         if live.size and not 0 <= live.min() <= live.max() < self.num_rows:
             raise IndexError(f"a position is outside [0, {self.num_rows})")
         return self._locate_raw(self._raw(live))
+
+    def positions(self, shards: ArrayLike, rows: ArrayLike) -> Int64s:
+        """Position of each stored row: the inverse of `locate`; -1 for a removed one."""
+        raw = self._raw_positions(np.atleast_1d(shards), np.atleast_1d(rows))
+        before = np.searchsorted(self._removed, raw)
+        gone = np.isin(raw, self._removed)
+        return np.where(gone, -1, raw - before)
+
+    def ahead(self, position: int) -> Int64s:
+        """Shards of the window after that of a position, for who has to fetch them; maybe none."""
+        window = int(self._window_of(self._raw(np.array([position])))[0]) + 1
+        return self._shards[window * WINDOW_SHARDS : (window + 1) * WINDOW_SHARDS]
 
     def substitutes(self, position: int) -> Iterator[tuple[int, int]]:
         """Other rows of the position's window, in a keyed order: stand-ins for a bad row."""
@@ -167,13 +183,16 @@ class EpochOrder:
     def _removed_positions(self, removed: Removed | None) -> Int64s:
         if removed is None or not len(removed.shard):
             return np.empty(0, np.int64)
-        place = np.argsort(self._shards)[removed.shard]
-        stored = self._shard_starts[place] + removed.row
+        return np.sort(self._raw_positions(removed.shard, removed.row))
+
+    def _raw_positions(self, shards: Int64s, rows: Int64s) -> Int64s:
+        """Positions of stored rows, counted with the removed ones."""
+        stored = self._shard_starts[self._permuted.inverse(shards)] + rows
         positions = np.empty_like(stored)
         for window, members in self._by_window(stored):
             start, permutation = self._permutation(window)
             positions[members] = start + permutation.inverse(stored[members] - start)
-        return np.sort(positions)
+        return positions
 
     def _locate_raw(self, raw: Int64s) -> tuple[Int64s, Int64s]:
         stored = np.empty_like(raw)
@@ -185,8 +204,11 @@ class EpochOrder:
 
     def _by_window(self, raw: Int64s) -> Iterator[tuple[int, NDArray[np.intp]]]:
         windows = self._window_of(raw)
-        for window in np.unique(windows):
-            yield int(window), np.nonzero(windows == window)[0]
+        order = np.argsort(windows, kind="stable")
+        found, starts = np.unique(windows[order], return_index=True)
+        # Without any position there is one empty part and no window.
+        for window, members in zip(found, np.split(order, starts[1:]), strict=False):
+            yield int(window), members
 
     def _window_of(self, raw: Int64s) -> NDArray[np.intp]:
         return np.searchsorted(self._window_starts, raw, side="right") - 1

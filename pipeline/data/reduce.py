@@ -16,8 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.data.known import without_known
 from pipeline.data.mapping import ORDER_KEY, STORED_BYTES
 from pipeline.data.order import keyed_hash
+from pipeline.data.rejections import RejectionRow, write_rejections
 from pipeline.data.staging import (
     Staging,
     disk_guard,
@@ -54,10 +56,11 @@ def select_bucket(task: BucketTask) -> dict[int, list[Candidate]]:
 
     At most as many of each label as `select.per_class` keeps of the whole split.
     """
-    plan = read_plan(Staging(task.progress))
+    staging = Staging(task.progress)
+    plan = read_plan(staging)
     seed, count = plan["spec"]["select"]["seed"], plan["spec"]["select"]["per_class"][task.split]
     rows = _gather(task, ["uid", "label", "source", STORED_BYTES])
-    kept = _settle(rows).kept
+    kept = _settle(staging, rows).kept
     drawn: dict[int, list[Candidate]] = {}
     for index in kept.tolist():
         uid = rows["uid"][index].as_py()
@@ -74,12 +77,13 @@ def reduce_bucket(task: BucketTask) -> int:
     """
     staging = Staging(task.progress)
     rows = _gather(task, RECORD.names)
-    settled = _settle(rows)
+    settled = _settle(staging, rows)
     kept = _selected(task, rows, settled.kept)
     shard = rows.select(RECORD.names).take(pa.array(kept)).cast(_shard_schema())
     entry = _write_shard(staging, shard)
-    entry |= {"split": task.split, "rejections": settled.rejections}
-    write_json(staging.bucket(task.split, task.bucket, task.buckets), entry)
+    place = task.split, task.bucket, task.buckets
+    rejected = write_rejections(staging.bucket_rejections(*place), settled.rejections)
+    write_json(staging.bucket(*place), entry | {"split": task.split, "rejected": rejected})
     return int(entry["rows"])
 
 
@@ -99,8 +103,7 @@ class _Settled:
     """The rows of a bucket after copies and contradictions are out, in shard order."""
 
     kept: NDArray[np.int64]
-    rejections: list[tuple[str, str, str]]
-    """Source, reason, message."""
+    rejections: list[RejectionRow]
 
 
 def _gather(task: BucketTask, columns: list[str]) -> pa.Table:
@@ -128,8 +131,11 @@ def _range_of_unit(staged: pa.Table, split: int, task: BucketTask) -> pa.Table:
     return staged.slice(int(first + begin), int(end - begin))
 
 
-def _settle(rows: pa.Table) -> _Settled:
-    """Order the rows by (key, uid, source); drop copies and what is labelled in two ways."""
+def _settle(staging: Staging, rows: pa.Table) -> _Settled:
+    """Order the rows by (key, uid, source); drop copies and what is labelled in two ways.
+
+    Where the build adds to a set, the images of that set are dropped, too.
+    """
     order = pc.sort_indices(
         rows.select([ORDER_KEY, "uid", "source"]),
         sort_keys=[(ORDER_KEY, "ascending"), ("uid", "ascending"), ("source", "ascending")],
@@ -138,14 +144,15 @@ def _settle(rows: pa.Table) -> _Settled:
     uids = rows["uid"].to_pylist()
     labels = rows["label"].to_numpy()
     kept: list[int] = []
-    rejections: list[tuple[str, str, str]] = []
+    rejections: list[RejectionRow] = []
     for group in _groups(order, uids):
         if len({labels[index] for index in group}) > 1:
             rejections += _conflict(rows, group)
             continue
         kept.append(group[0])
         rejections += _copies(rows, group)
-    return _Settled(np.array(kept, np.int64), rejections)
+    fresh, known = without_known(staging, rows, np.array(kept, np.int64))
+    return _Settled(fresh, rejections + known)
 
 
 def _groups(order: NDArray[np.int64], uids: list[bytes]) -> list[list[int]]:
@@ -159,13 +166,13 @@ def _groups(order: NDArray[np.int64], uids: list[bytes]) -> list[list[int]]:
     return groups
 
 
-def _conflict(rows: pa.Table, group: list[int]) -> list[tuple[str, str, str]]:
+def _conflict(rows: pa.Table, group: list[int]) -> list[RejectionRow]:
     sources = [rows["source"][index].as_py() for index in group]
     message = f"the same bytes stand under several classes: {', '.join(sources[:4])}"
     return [(source, "label_conflict", message) for source in sources]
 
 
-def _copies(rows: pa.Table, group: list[int]) -> list[tuple[str, str, str]]:
+def _copies(rows: pa.Table, group: list[int]) -> list[RejectionRow]:
     first = rows["source"][group[0]].as_py()
     return [
         (rows["source"][index].as_py(), "duplicate", f"the same bytes as {first}")

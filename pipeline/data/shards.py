@@ -1,85 +1,128 @@
 """Reads a shard set: its manifest first, shard files memory-mapped as they are asked for.
 
-Opening costs the table of shards (memory-mapped) and the removed rows, never the images. Every
-image read is compared with its record's checksum; `verify` compares whole files with their sha256.
+A set lies in a local folder, or behind a URI and is read through a bounded cache. Every row read
+is compared with its checksum; `faults` compares whole files with their sha256.
+
+Costs. Opening hashes the table of shards in pieces and maps it; a split holds three whole numbers
+for each of its shards and two for each removed row: 250,000 shards come to less than 20 MB, and
+nothing grows with the rows.
 """
 
 import hashlib
-import threading
-from collections import OrderedDict
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.data.images.codec import checksum
-from pipeline.data.order import ORDER_VERSION, Int64s, Removed
+from pipeline.data.cache import ShardCache
+from pipeline.data.files import is_remote, place_of
+from pipeline.data.order import ORDER_VERSION, EpochOrder, Int64s, Removed
+from pipeline.data.places import Held, LocalPlace, Place, RemotePlace
+from pipeline.data.shard_files import Facts, Row, ShardFiles
+from pipeline.data.shard_table import Names, ShardTable, SplitShards, count_labels, find_removed
+from pipeline.data.staging import read_table, sha256_of
+from pipeline.ports import RemoteFiles
 from schemas.errors import DataError, IntegrityError
 from schemas.experiment import nearest
 from schemas.manifest import (
     MANIFEST_FILE,
+    REJECTIONS_FILE,
     SHARD_TABLE_FILE,
     SHARDS_FOLDER,
     TOMBSTONES_FILE,
     ShardSetManifest,
 )
-from schemas.records import RECORD, RECORD_VERSION, ROWS_PER_BATCH
+from schemas.records import RECORD_VERSION
 
-_OPEN_SHARDS = 32
-"""Files that one split keeps mapped; an epoch's window has four."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One stored image."""
-
-    uid: bytes
-    image: bytes
-    label: int
-    height_px: int
-    width_px: int
-    source: str
+__all__ = ["AnySplit", "Row", "ShardSet", "Split", "Subset", "epoch_order"]
 
 
 class ShardSet:
-    """A dataset on disk; see `schemas.manifest`."""
+    """A dataset; see `schemas.manifest`."""
 
-    def __init__(self, folder: Path, manifest: ShardSetManifest, digest: str) -> None:
+    def __init__(self, place: Place, manifest: ShardSetManifest, digest: str) -> None:
         """Use `open`."""
-        self.folder = folder
+        self.place = place
         self.manifest = manifest
         self.digest = digest
         """sha256 of the manifest: what the data is, removed rows included."""
+        self._held: list[Held] = []
 
     @classmethod
-    def open(cls, folder: Path) -> "ShardSet":
+    def open(
+        cls,
+        location: Path | str,
+        *,
+        files: RemoteFiles | None = None,
+        cache: ShardCache | None = None,
+    ) -> "ShardSet":
         """Read the manifest and check the small tables against it.
+
+        Args:
+            location: Folder of the set; as text, a URI, too.
+            files: What reads URIs; needed for one.
+            cache: Where files behind a URI are kept; needed for one.
 
         Raises:
             DataError: If there is no manifest, or it is of another version.
-            IntegrityError: If a table is not the one that the manifest names.
+            IntegrityError: If it or a table is not what was written.
+            UnreachableError: If the store behind a URI does not answer.
         """
-        path = folder / MANIFEST_FILE
-        if not path.is_file():
-            raise DataError(f"{folder} holds no shard set: {MANIFEST_FILE} is missing")
-        text = path.read_bytes()
-        manifest = ShardSetManifest.model_validate_json(text)
+        if isinstance(location, Path) or not is_remote(location):
+            return cls._read(LocalPlace(Path(place_of(str(location)))))
+        if files is None or cache is None:
+            raise DataError(f"{location} is remote; it is read through a cache, and none was given")
+        return cls._read(RemotePlace(str(location), files, cache))
+
+    @classmethod
+    def _read(cls, place: Place) -> "ShardSet":
+        text = place.read(MANIFEST_FILE)
+        if text is None:
+            raise DataError(f"{place.location} holds no shard set: {MANIFEST_FILE} is missing")
+        try:
+            manifest = ShardSetManifest.model_validate_json(text)
+        except ValueError as error:
+            raise IntegrityError(
+                f"{MANIFEST_FILE} of {place.location} is not what was written, or an older program "
+                "wrote it",
+                hint="vitrail run SPEC --force STAGE, with the stage that made it",
+            ) from error
         if (manifest.record_version, manifest.order_version) != (RECORD_VERSION, ORDER_VERSION):
             raise DataError(
-                f"{folder} has record version {manifest.record_version} and order version "
+                f"{place.location} has record version {manifest.record_version} and order version "
                 f"{manifest.order_version}; this program reads {RECORD_VERSION} and "
                 f"{ORDER_VERSION}",
                 hint="make the stage again with --force",
             )
-        _check_sha256(folder / SHARD_TABLE_FILE, manifest.shard_table_sha256)
-        if manifest.tombstones is not None:
-            _check_sha256(folder / TOMBSTONES_FILE, manifest.tombstones.sha256)
-        return cls(folder, manifest, hashlib.sha256(text).hexdigest())
+        made = cls(place, manifest, hashlib.sha256(text).hexdigest())
+        made._check_tables()
+        return made
+
+    def _check_tables(self) -> None:
+        """Fetch and read the tables that every reader needs; a damaged copy is fetched once more.
+
+        They are held as long as the set: their pages are mapped.
+        """
+        for name, sha256 in self._tables().items():
+            held = self.place.hold(name, sha256)
+            if sha256_of(held.path) != sha256 and self.place.forget(sha256):
+                held = self.place.hold(name, sha256)
+            found = sha256_of(held.path)
+            if found != sha256:
+                raise IntegrityError(
+                    f"{held.path} is not what was written: its sha256 is {found[:12]}..."
+                )
+            self._held.append(held)
+
+    def _tables(self) -> dict[str, str]:
+        tables = {SHARD_TABLE_FILE: self.manifest.shard_table_sha256}
+        if self.manifest.tombstones is not None:
+            tables[TOMBSTONES_FILE] = self.manifest.tombstones.sha256
+        return tables
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -92,21 +135,43 @@ class ShardSet:
         return self.manifest.shard_table_sha256
 
     @property
+    def folder(self) -> Path:
+        """Folder of a local set.
+
+        Raises:
+            DataError: If the set is remote.
+        """
+        if not isinstance(self.place, LocalPlace):
+            raise DataError(f"{self.place.location} is remote; this needs a local copy of the set")
+        return self.place.folder
+
+    @property
     def shards_folder(self) -> Path:
-        """Where the shard files are."""
+        """Where the shard files of a local set are; raises as `folder`."""
         return self.folder / SHARDS_FOLDER
 
     @cached_property
+    def _shards(self) -> ShardTable:
+        return ShardTable(self._held[0].path)
+
+    @property
     def table(self) -> pa.Table:
         """The table of shards, memory-mapped."""
-        return _read_table(self.folder / SHARD_TABLE_FILE)
+        return self._shards.mapped
 
     @cached_property
     def tombstones(self) -> pa.Table | None:
-        """The removed rows, or None."""
-        if self.manifest.tombstones is None:
-            return None
-        return _read_table(self.folder / TOMBSTONES_FILE)
+        """The removed rows, memory-mapped, or None."""
+        return None if self.manifest.tombstones is None else read_table(self._held[1].path)
+
+    @cached_property
+    def rejections(self) -> pa.Table:
+        """The source files that are in no shard, memory-mapped; checked when first asked for."""
+        held = self.place.hold(REJECTIONS_FILE, self.manifest.rejections_sha256)
+        if sha256_of(held.path) != self.manifest.rejections_sha256:
+            raise IntegrityError(f"{held.path} is not what was written")
+        self._held.append(held)
+        return read_table(held.path)
 
     def split(self, name: str) -> "Split":
         """The live rows of one split.
@@ -121,38 +186,64 @@ class ShardSet:
                 f"there is no split {name!r}; the shard set has {', '.join(splits)}"
                 + (f" (did you mean {near!r}?)" if near else "")
             )
-        mine = pc.equal(self.table["split"], name)
-        return Split(self, name, self.table.filter(mine))
+        return Split(self, name, self._shards.split(name))
+
+    def faults(self) -> Iterator[str]:
+        """Read every byte at its origin; one sentence for each file that is not what was written.
+
+        The manifest and the tables that opening reads were checked when the set was opened.
+        """
+        yield from self._faults_of(REJECTIONS_FILE, self.manifest.rejections_sha256)
+        for name, sha256 in self._tables().items():
+            yield from self._faults_of(name, sha256)
+        for batch in self.table.select(["name", "sha256"]).to_batches():
+            for name, digest in zip(batch["name"], batch["sha256"], strict=True):
+                yield from self._faults_of(f"{SHARDS_FOLDER}/{name}", digest.as_py().hex())
 
     def verify(self) -> None:
-        """Read every byte of every shard.
+        """Read every byte.
 
         Raises:
-            IntegrityError: If a file is missing or its sha256 is another; names the file.
+            IntegrityError: If a file is missing or its sha256 is another; names the first.
         """
-        for name, sha256 in zip(
-            self.table["name"].to_pylist(), self.table["sha256"].to_pylist(), strict=True
-        ):
-            _check_sha256(self.shards_folder / name, sha256.hex())
+        for fault in self.faults():
+            raise IntegrityError(fault)
+
+    def _faults_of(self, name: str, sha256: str) -> Iterator[str]:
+        found = self.place.sha256(name)
+        path = f"{self.place.location.rstrip('/')}/{name}"
+        if found is None:
+            yield f"{path} is missing"
+        elif found != sha256:
+            yield f"{path} is not what was written: its sha256 is {found[:12]}..."
 
 
 class Split:
     """Rows of one split in storage order; row numbers count live rows only."""
 
-    def __init__(self, owner: ShardSet, name: str, shards: pa.Table) -> None:
-        """Use `ShardSet.split`; `shards` are the split's rows of the shard table."""
+    def __init__(self, owner: ShardSet, name: str, shards: SplitShards) -> None:
+        """Use `ShardSet.split`."""
         self.name = name
         self.class_names = owner.class_names
         self.order_digest = owner.order_digest
-        self.shard_names: list[str] = shards["name"].to_pylist()
-        self.shard_rows: Int64s = shards["rows"].to_numpy().astype(np.int64)
+        self.shard_rows = shards.rows
         """Rows of each shard in the file, removed ones included."""
-        self.removed = self._find_removed(owner.tombstones)
-        self._files = _ShardFiles(owner.shards_folder, self.shard_names, shards["bytes"].to_numpy())
+        self.removed = find_removed(owner.tombstones, name, shards)
+        """Sorted by shard and row."""
+        self._shards = shards
+        self._files = ShardFiles(owner.place, shards)
+        self._remote = not isinstance(owner.place, LocalPlace)
         self._starts: Int64s = np.concatenate([[0], np.cumsum(self.shard_rows)])
-        gone = np.sort(self._starts[self.removed.shard] + self.removed.row)
+        gone = self._starts[self.removed.shard] + self.removed.row
         self._gaps = gone - np.arange(len(gone))
         self.num_rows = int(self._starts[-1]) - len(gone)
+        # The tables stay where they are as long as somebody reads through them.
+        self._owner = owner
+
+    @property
+    def shard_names(self) -> Names:
+        """File names of the shards."""
+        return self._shards.names
 
     def locate(self, rows: Int64s) -> tuple[Int64s, Int64s]:
         """Shard and row in it of each live row."""
@@ -164,7 +255,7 @@ class Split:
         """One live row.
 
         Raises:
-            IntegrityError: If its bytes are not what was written.
+            IntegrityError: If it is not what was written.
         """
         shard, row = self.locate(np.array([index]))
         return self.read(int(shard[0]), int(row[0]))
@@ -173,36 +264,68 @@ class Split:
         """The row at a place in the files, as `pipeline.data.order` gives it."""
         return self._files.read(shard, row)
 
+    def facts(self, shard: int, row: int) -> Facts:
+        """What a row is, without reading its image; unchecked."""
+        return self._files.facts(shard, row)
+
+    def find(self, uid: bytes) -> tuple[int, int] | None:
+        """Shard and row of an image, removed or not; reads the uids, 16 bytes for each row."""
+        for shard in range(len(self.shard_rows)):
+            for row in self._files.find(shard, uid):
+                return shard, row
+        return None
+
     def refetch(self, shard: int) -> None:
-        """Forget what is mapped of a shard, so that the next read goes to the file again."""
-        self._files.drop(shard)
+        """Forget what is held of a shard, so that the next read goes to its origin again."""
+        self._files.forget(shard)
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        """Begin to fetch shards that will be read soon; does nothing for a local set."""
+        if self._remote:
+            self._files.prefetch(shards)
 
     def labels(self) -> Int64s:
-        """Label of every live row; reads the label columns only."""
-        columns = [self._files.labels(shard) for shard in range(len(self.shard_names))]
-        every: Int64s = np.concatenate([np.empty(0, np.int64), *columns])
-        shard, row = self.locate(np.arange(self.num_rows))
-        live: Int64s = every[self._starts[shard] + row]
-        return live
+        """Label of every live row; reads the label columns only.
+
+        Raises:
+            IntegrityError: If a shard's labels are not those that its histogram counts.
+        """
+        columns = [self._labels(shard) for shard in range(len(self.shard_rows))]
+        return np.concatenate([np.empty(0, np.int64), *columns])
+
+    def images_of_class(self) -> Int64s:
+        """Stored rows of each label, removed ones included; reads the shard table only."""
+        return count_labels(self._shards.mapped["label_histogram"], len(self.class_names))
+
+    def _labels(self, shard: int) -> Int64s:
+        labels = self._files.labels(shard)
+        found, counts = np.unique(labels, return_counts=True)
+        if dict(self._shards.mapped["label_histogram"][shard].as_py()) != dict(
+            zip(found.tolist(), counts.tolist(), strict=True)
+        ):
+            raise IntegrityError(
+                f"the labels of {self.shard_names[shard]} are not what was written"
+            )
+        return np.delete(labels, self._gone(shard))
 
     def live_table(self, shard: int, columns: list[str]) -> pa.Table:
-        """Some columns of the live rows of a shard."""
+        """Some columns of the live rows of a shard, unchecked."""
         rows = self._files.reader(shard).read_all().select(columns)
         live = np.ones(len(rows), np.bool_)
-        live[self.removed.row[self.removed.shard == shard]] = False
+        live[self._gone(shard)] = False
         return rows if live.all() else rows.filter(pa.array(live))
+
+    def live_rows(self, shard: int) -> Int64s:
+        """Rows of a shard that were not removed."""
+        return np.delete(np.arange(self.shard_rows[shard]), self._gone(shard))
 
     def subset(self, rows: NDArray[Any]) -> "Subset":
         """The split reduced to some live rows, given in ascending order."""
         return Subset(self, np.asarray(rows, np.int64))
 
-    def _find_removed(self, tombstones: pa.Table | None) -> Removed:
-        if tombstones is None:
-            return Removed(np.empty(0, np.int64), np.empty(0, np.int64))
-        mine = tombstones.filter(pc.equal(tombstones["split"], self.name))
-        place = {name: index for index, name in enumerate(self.shard_names)}
-        shards = [place[name] for name in mine["shard"].to_pylist()]
-        return Removed(np.array(shards, np.int64), mine["row"].to_numpy().astype(np.int64))
+    def _gone(self, shard: int) -> Int64s:
+        first, last = np.searchsorted(self.removed.shard, [shard, shard + 1])
+        return self.removed.row[first:last]
 
 
 class Subset:
@@ -239,6 +362,10 @@ class Subset:
         """As `Split.refetch`."""
         self._parent.refetch(shard)
 
+    def prefetch(self, shards: Sequence[int]) -> None:
+        """As `Split.prefetch`."""
+        self._parent.prefetch(shards)
+
     def labels(self) -> Int64s:
         """Label of every row of the subset."""
         return self._parent.labels()[self._rows]
@@ -251,140 +378,8 @@ class Subset:
 AnySplit = Split | Subset
 
 
-class _ShardFiles:
-    """The shard files of one split: a few are mapped at a time; safe to use from threads."""
-
-    def __init__(self, folder: Path, names: list[str], sizes: NDArray[Any]) -> None:
-        self._folder = folder
-        self._names = names
-        self._sizes = sizes
-        self._lock = threading.Lock()
-        self._mapped: OrderedDict[int, _MappedShard] = OrderedDict()
-
-    def read(self, shard: int, row: int) -> Row:
-        return self._shard(shard).read(row)
-
-    def labels(self, shard: int) -> Int64s:
-        return self._shard(shard).labels()
-
-    def reader(self, shard: int) -> Any:
-        return self._shard(shard).reader
-
-    def drop(self, shard: int) -> None:
-        with self._lock:
-            self._mapped.pop(shard, None)
-
-    def _shard(self, shard: int) -> "_MappedShard":
-        with self._lock:
-            mapped = self._mapped.get(shard)
-            if mapped is None:
-                path = self._folder / self._names[shard]
-                mapped = self._mapped[shard] = _MappedShard(path, int(self._sizes[shard]))
-                if len(self._mapped) > _OPEN_SHARDS:
-                    self._mapped.popitem(last=False)
-            self._mapped.move_to_end(shard)
-            return mapped
-
-
-class _MappedShard:
-    """One memory-mapped shard file and the batches that were touched."""
-
-    def __init__(self, path: Path, size_bytes: int) -> None:
-        self._path = path
-        found = path.stat().st_size if path.is_file() else None
-        if found != size_bytes:
-            have = "is missing" if found is None else f"has {found} bytes"
-            raise IntegrityError(f"{path} {have}; {size_bytes} bytes were written")
-        try:
-            self.reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        except (pa.ArrowException, OSError) as error:
-            raise IntegrityError(f"{path} is not what was written: {error}") from error
-        self._batches: dict[int, _Columns] = {}
-
-    def read(self, row: int) -> Row:
-        columns = self._batch(row // ROWS_PER_BATCH)
-        place = row % ROWS_PER_BATCH
-        image = columns.image[place]
-        if checksum(image) != columns.crc32c[place]:
-            raise IntegrityError(f"row {row} of {self._path} is not what was written")
-        return Row(
-            uid=columns.uid[place],
-            image=image,
-            label=int(columns.label[place]),
-            height_px=int(columns.height_px[place]),
-            width_px=int(columns.width_px[place]),
-            source=columns.source[place].decode(),
-        )
-
-    def labels(self) -> Int64s:
-        count = self.reader.num_record_batches
-        return np.concatenate([self._batch(index).label for index in range(count)]).astype(np.int64)
-
-    def _batch(self, index: int) -> "_Columns":
-        columns = self._batches.get(index)
-        if columns is None:
-            try:
-                columns = _columns(self.reader.get_batch(index))
-            except (pa.ArrowException, OSError) as error:
-                raise IntegrityError(f"{self._path} is not what was written: {error}") from error
-            self._batches[index] = columns
-        return columns
-
-
-class _Blobs:
-    """A column of bytes, as a view of the file."""
-
-    def __init__(self, data: pa.Buffer, bounds: NDArray[np.int32]) -> None:
-        self._data = memoryview(data)
-        self._bounds = bounds
-
-    def __getitem__(self, place: int) -> bytes:
-        return self._data[self._bounds[place] : self._bounds[place + 1]].tobytes()
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """What rows are made of, as views of one record batch: Arrow's scalars cost more than a CRC."""
-
-    uid: _Blobs
-    image: _Blobs
-    label: NDArray[np.int32]
-    height_px: NDArray[np.int32]
-    width_px: NDArray[np.int32]
-    crc32c: NDArray[np.uint32]
-    source: _Blobs
-
-
-def _columns(batch: pa.RecordBatch) -> _Columns:
-    batch.validate(full=True)  # a damaged offset must not lead outside the file
-    if (batch.schema.names, batch.schema.types) != (RECORD.names, RECORD.types):
-        raise pa.ArrowInvalid("its columns are not those of a record")
-    columns = {field.name: batch[field.name] for field in fields(_Columns)}
-    columns["image"] = columns["image"].field("bytes")
-    if any(column.null_count for column in columns.values()):
-        raise pa.ArrowInvalid("a value is missing")
-    return _Columns(**{name: _view(column) for name, column in columns.items()})
-
-
-def _view(column: pa.Array) -> Any:
-    """The column without a copy; a batch that comes from a file starts where its buffers do."""
-    if pa.types.is_primitive(column.type):
-        return column.to_numpy()
-    if pa.types.is_fixed_size_binary(column.type):
-        width = column.type.byte_width
-        return _Blobs(column.buffers()[1], np.arange(len(column) + 1, dtype=np.int32) * width)
-    _, bounds, data = column.buffers()
-    return _Blobs(data, np.frombuffer(bounds, np.int32))
-
-
-def _read_table(path: Path) -> pa.Table:
-    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-
-
-def _check_sha256(path: Path, expected: str) -> None:
-    if not path.is_file():
-        raise IntegrityError(f"{path} is missing")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
-        raise IntegrityError(f"{path} is not what was written: its sha256 is {found[:12]}...")
+def epoch_order(split: AnySplit, *, seed: int, epoch: int) -> EpochOrder:
+    """The order in which one pass over a split reads its rows."""
+    return EpochOrder(
+        split.shard_rows, digest=split.order_digest, seed=seed, epoch=epoch, removed=split.removed
+    )

@@ -14,12 +14,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.ports import StopSignal, TaskPool
+from pipeline.ports import RemoteFiles, StopSignal, TaskPool
 from schemas.errors import DiskFullError, PausedError
 from schemas.spec import canonical_json
 
@@ -37,6 +38,8 @@ class BuildTools:
     """Folder of finished pieces, which a later attempt goes on from."""
     stop: StopSignal
     say: Callable[[str], None]
+    files: RemoteFiles | None = None
+    """Reads URIs; None: only files of this machine can be read."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,11 @@ class Staging:
         """Largest selection hash kept, for each split and label."""
         return self.root / "thresholds.json"
 
+    @property
+    def listed(self) -> Path:
+        """What the list step found; its presence is the step's commit."""
+        return self.root / "listing" / "done.json"
+
     def listing(self, unit: int) -> Path:
         """The members of a unit."""
         return self.root / "listing" / f"{unit:06d}.json"
@@ -64,8 +72,16 @@ class Staging:
         return self.root / "units" / f"{unit:06d}.arrow"
 
     def unit(self, unit: int) -> Path:
-        """Counts and rejections of a unit; its presence is the unit's commit."""
+        """Counts of a unit; its presence is the unit's commit."""
         return self.root / "units" / f"{unit:06d}.json"
+
+    def begun(self, unit: int) -> Path:
+        """Is there while the images of a unit are decoded, and after a death meanwhile."""
+        return self.root / "units" / f"{unit:06d}.begun"
+
+    def unit_rejections(self, unit: int) -> Path:
+        """The files of a unit that were refused, if there are any."""
+        return self.root / "units" / f"{unit:06d}.rejections.arrow"
 
     def shard(self, name: str) -> Path:
         """A finished shard."""
@@ -75,14 +91,29 @@ class Staging:
         """What became of a bucket; its presence is the bucket's commit."""
         return self.root / "buckets" / f"{split}-{bucket}-of-{buckets}.json"
 
-    def begin(self, digest: str, plan: dict[str, Any]) -> None:
+    def bucket_rejections(self, split: str, bucket: int, buckets: int) -> Path:
+        """The copies and contradictions found in a bucket, if there are any."""
+        return self.root / "buckets" / f"{split}-{bucket}-of-{buckets}.rejections.arrow"
+
+    @property
+    def known(self) -> Path:
+        """What of the new images stands in the set that they are added to."""
+        return self.root / "known"
+
+    def resume(self, digest: str) -> None:
         """Keep the pieces of a plan with this digest; start afresh for any other."""
-        if self.plan.is_file() and json.loads(self.plan.read_bytes())["digest"] == digest:
-            return
-        self.plan.unlink(missing_ok=True)
-        for folder in ("units", "shards", "buckets"):
-            shutil.rmtree(self.root / folder, ignore_errors=True)
+        if not self.plan.is_file() or json.loads(self.plan.read_bytes())["digest"] != digest:
+            self.forget()
+
+    def begin(self, digest: str, plan: dict[str, Any]) -> None:
+        """Say what is built from now on; places in it may have moved since an earlier attempt."""
         write_json(self.plan, {"digest": digest, "plan": plan})
+
+    def forget(self) -> None:
+        """Throw every piece away."""
+        self.plan.unlink(missing_ok=True)
+        for folder in ("listing", "units", "known", "shards", "buckets"):
+            shutil.rmtree(self.root / folder, ignore_errors=True)
 
 
 def read_plan(staging: Staging) -> dict[str, Any]:
@@ -196,28 +227,32 @@ class Progress:
         self._tools = tools
         self._label = label
         self._total = total
-        self._done = 0
-        self._images = 0
+        self._done = self._images = self._rejected = 0
         self._began = self._spoke = time.monotonic()
 
-    def finished(self, images: int) -> None:
-        """One piece with so many images is committed.
+    def finished(self, images: int, *, rejected: int = 0) -> None:
+        """One piece with so many images, some of them rejected, is committed.
 
         Raises:
             PausedError: If somebody asked for a stop and there is more to do.
         """
         self._done += 1
         self._images += images
+        self._rejected += rejected
         now = time.monotonic()
         if now - self._spoke >= SECONDS_BETWEEN_LINES or self._done == self._total:
             self._spoke = now
-            rate = self._images / max(now - self._began, 1e-3)
-            self._tools.say(
-                f"{self._label}: {self._done} of {self._total}, {self._images:,} images, "
-                f"{rate:,.0f} images/s"
-            )
+            self._tools.say(self._line(max(now - self._began, 1e-3)))
         if self._done < self._total and self._tools.stop.requested():
             raise PausedError(
                 f"stopped on request while {self._label}, {self._done} of {self._total} done",
                 hint="run again; it goes on from there",
             )
+
+    def _line(self, seconds: float) -> str:
+        line = f"{self._label}: {self._done} of {self._total}, {self._images:,} images, "
+        if self._rejected:
+            line += f"{self._rejected:,} rejected, "
+        line += f"{self._images / seconds:,.0f} images/s"
+        left = round(seconds / self._done * (self._total - self._done))
+        return line + (f", about {timedelta(seconds=left)} left" if left else "")

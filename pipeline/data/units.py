@@ -3,17 +3,15 @@
 A unit has at most 512 files and, single larger files apart, 64 MiB, so a task's memory is bounded.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
-from pipeline.data.tree import DEFAULT_SPLIT, Found, printable, walk
 from schemas.errors import DataError
-from schemas.sources import SklearnSource, SourceSpec
 
 FILES_PER_UNIT = 512
 BYTES_PER_UNIT = 64 * 2**20
+DEFAULT_SPLIT = "train"
 
 
 @dataclass(frozen=True)
@@ -23,46 +21,71 @@ class Member:
     split: str
     class_name: str
     path: str
+    """Its name in the corpus."""
     offset: int
+    """Where its bytes begin inside a tar, or its number in a file of many images; else 0."""
     size: int
+    """Bytes; in a file of many images about so many, or 0."""
 
 
 @dataclass(frozen=True)
 class Refused:
-    """A file that listing alone shows to be no image."""
+    """A file that listing alone shows to be no image of a class."""
 
     class_name: str
+    """Empty where none is known."""
     path: str
     problem: str
+    reason: str = "not_image"
+    """One of `schemas.manifest.REJECTION_REASONS`."""
 
 
 @dataclass(frozen=True)
 class Unit:
     """A slice of a corpus; small, picklable and JSON-able."""
 
-    type: str
-    uri: str
     members: tuple[Member, ...]
     refused: tuple[Refused, ...] = ()
+    path: str = ""
+    """The one file that holds all members, below the source's place; empty: each is a file."""
+    stamp: str = ""
+    """Size and version of that file when it was listed."""
+    detail: dict[str, Any] = field(default_factory=dict)
+    """What else the source's reader has to know, as JSON."""
 
     def dump(self) -> dict[str, Any]:
         """Plain data, ready for JSON: the inverse of `load`."""
         return {
-            "type": self.type,
-            "uri": self.uri,
-            "members": [[m.split, m.class_name, m.path, m.offset, m.size] for m in self.members],
-            "refused": [[r.class_name, r.path, r.problem] for r in self.refused],
+            "members": [list(astuple(member)) for member in self.members],
+            "refused": [list(astuple(file)) for file in self.refused],
+            "path": self.path,
+            "stamp": self.stamp,
+            "detail": self.detail,
         }
 
     @classmethod
     def load(cls, data: dict[str, Any]) -> "Unit":
         """Read what `dump` made."""
         return cls(
-            type=data["type"],
-            uri=data["uri"],
             members=tuple(Member(*fields) for fields in data["members"]),
             refused=tuple(Refused(*fields) for fields in data["refused"]),
+            path=data["path"],
+            stamp=data["stamp"],
+            detail=data["detail"],
         )
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a corpus that one task lists: a tar, some class folders, a range of rows."""
+
+    split: str = DEFAULT_SPLIT
+    path: str = ""
+    """The file that it is, or lies in, below the source's place; empty where there is none."""
+    stamp: str = ""
+    """Size and version of that file."""
+    detail: tuple[Any, ...] = ()
+    """What else its lister has to know."""
 
 
 @dataclass(frozen=True)
@@ -74,98 +97,46 @@ class RawImage:
     split: str
     class_name: str
     data: bytes
+    uid: bytes | None = None
+    """Where the corpus carries it from the file that the image came from; else from `data`."""
 
 
-def list_units(source: SourceSpec) -> Iterator[Unit]:
-    """Cut the corpus into units; the same corpus gives the same units.
+def cut(found: Iterable[Member | Refused], part: Part, **detail: Any) -> Iterator[Unit]:
+    """Units of bounded size, in the order of what was found; the same finds give the same units.
 
-    Raises:
-        DataError: If the corpus cannot be listed, or an image lies outside all class folders.
+    Args:
+        found: What listing met.
+        part: Where; its path and stamp go into the units.
+        detail: See `Unit.detail`.
     """
-    if isinstance(source, SklearnSource):
-        yield from _list_digits(source)
-        return
     members: list[Member] = []
     refused: list[Refused] = []
     num_bytes = 0
-    for found in walk(source):
-        if found.problem is None:
-            members.append(_member(found))
-            num_bytes += found.size
+    for one in found:
+        if isinstance(one, Member):
+            members.append(one)
+            num_bytes += one.size
         else:
-            refused.append(Refused(found.class_name, found.path, found.problem))
+            refused.append(one)
         if len(members) + len(refused) >= FILES_PER_UNIT or num_bytes >= BYTES_PER_UNIT:
-            yield Unit(source.type, source.uri, tuple(members), tuple(refused))
+            yield Unit(tuple(members), tuple(refused), part.path, part.stamp, detail)
             members, refused, num_bytes = [], [], 0
     if members or refused:
-        yield Unit(source.type, source.uri, tuple(members), tuple(refused))
+        yield Unit(tuple(members), tuple(refused), part.path, part.stamp, detail)
 
 
-def read_unit(unit: Unit) -> Iterator[RawImage]:
-    """The bytes of every member, one at a time.
+def refuse_change(place: str, *, listed: str, found: str) -> None:
+    """Stop where a file is not what was listed.
 
     Raises:
-        DataError: If a file cannot be read or is no longer what was listed.
+        DataError: If the two differ.
     """
-    if unit.type == "sklearn":
-        yield from _read_digits(unit)
-    elif unit.type == "tar":
-        yield from _read_tar(unit)
-    else:
-        for member in unit.members:
-            yield _raw(member, _read_file(Path(unit.uri, member.path)), unit.uri)
-
-
-def _member(found: Found) -> Member:
-    return Member(found.split, found.class_name, found.path, found.offset, found.size)
-
-
-def _read_file(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{printable(str(path))} cannot be read: {error.strerror}") from error
-
-
-def _read_tar(unit: Unit) -> Iterator[RawImage]:
-    try:
-        with Path(unit.uri).open("rb") as tar:
-            for member in unit.members:
-                tar.seek(member.offset)
-                yield _raw(member, tar.read(member.size), unit.uri)
-    except OSError as error:
-        raise DataError(f"{unit.uri} cannot be read: {error.strerror}") from error
-
-
-def _raw(member: Member, data: bytes, uri: str) -> RawImage:
-    if len(data) != member.size:
+    if listed != found:
         raise DataError(
-            f"{printable(member.path)} of {uri} had {member.size} bytes when it was listed and has "
-            f"{len(data)} now; let the corpus rest and run again"
+            f"{place} had {_bytes(listed)} when it was listed and has {_bytes(found)} now, or was "
+            "written anew; let the corpus rest and run again"
         )
-    return RawImage(printable(member.path), member.split, member.class_name, data)
 
 
-def _list_digits(source: SklearnSource) -> Iterator[Unit]:
-    from sklearn.datasets import load_digits
-
-    labels = load_digits().target
-    for start in range(0, len(labels), FILES_PER_UNIT):
-        members = tuple(
-            Member(DEFAULT_SPLIT, str(labels[index]), f"{source.name}/{index:04d}", index, 0)
-            for index in range(start, min(start + FILES_PER_UNIT, len(labels)))
-        )
-        yield Unit(source.type, source.name, members)
-
-
-def _read_digits(unit: Unit) -> Iterator[RawImage]:
-    import numpy as np
-    from sklearn.datasets import load_digits
-
-    from pipeline.data.images.codec import encode_png
-
-    images = load_digits().images
-    for member in unit.members:
-        # The scans count to 16; 255 / 16 keeps their order and uses the whole range of a byte.
-        grey = np.rint(images[member.offset] * (255 / 16)).astype(np.uint8)
-        yield RawImage(member.path, member.split, member.class_name, encode_png(grey))
+def _bytes(stamp: str) -> str:
+    return f"{stamp.partition(':')[0]} bytes"

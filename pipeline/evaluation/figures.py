@@ -19,7 +19,7 @@ _DPI = 144
 _MAX_CELL_TEXTS = 20
 _MAX_CLASS_NAMES = 60
 _MAX_NAME_CHARS = 18
-_RIGHT, _WRONG, _INK, _GRID = "#1b7f4b", "#c2312b", "#222222", "#dddddd"
+_RIGHT, _WRONG, INK, _GRID = "#1b7f4b", "#c2312b", "#222222", "#dddddd"
 PALETTE = (
     "#3457a6", "#d1662c", "#1b8a6b", "#9a4fb0", "#b98a00", "#5c7a8a", "#c2417c", "#4c7d1f",
 )  # fmt: skip
@@ -57,7 +57,7 @@ def draw_confusion(
     axes.set_ylabel("true class")
     if count <= _MAX_CELL_TEXTS:
         _write_counts(axes, confusion_KK, shares_KK)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_predictions(
@@ -80,7 +80,7 @@ def draw_predictions(
         panels, shown_MHWC, label_M, predicted_M, strict=False
     ):
         _show_answer(axes, pixels, class_names[label], class_names[predicted])
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_accuracies(path: Path, bars: Sequence[Bar]) -> None:
@@ -92,15 +92,15 @@ def draw_accuracies(path: Path, bars: Sequence[Bar]) -> None:
         colour = PALETTE[groups.index(bar.group) % len(PALETTE)]
         axes.barh(place, bar.ratio, height=0.66, color=colour, alpha=0.85)
         whiskers = [[max(0.0, bar.ratio - bar.low)], [max(0.0, bar.high - bar.ratio)]]
-        axes.errorbar(bar.ratio, place, xerr=whiskers, color=_INK, capsize=3, linewidth=1.1)
-        axes.text(1.02, place, f"{bar.ratio:.1%}", va="center", color=_INK, fontsize=9)
-    axes.set_yticks(range(len(bars)), [_short(bar.label, 40) for bar in bars], parse_math=False)
+        axes.errorbar(bar.ratio, place, xerr=whiskers, color=INK, capsize=3, linewidth=1.1)
+        axes.text(1.02, place, f"{bar.ratio:.1%}", va="center", color=INK, fontsize=9)
+    axes.set_yticks(range(len(bars)), [short(bar.label, 40) for bar in bars], parse_math=False)
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlabel("top-1 accuracy with 95 % interval")
-    _tidy(axes, grid="x")
-    _save(figure, path)
+    tidy(axes, grid="x")
+    save(figure, path)
 
 
 def draw_curves(
@@ -117,15 +117,15 @@ def draw_curves(
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     for index, (axes, (stage, curves)) in enumerate(zip(grid, panels.items(), strict=False)):
-        axes.set_title(_short(stage, 40), fontsize=10, parse_math=False)
+        axes.set_title(short(stage, 40), fontsize=10, parse_math=False)
         for curve in curves.values():
             _draw_curve(axes, curve, PALETTE[index % len(PALETTE)], smooth=smooth)
         axes.set_xlabel("optimizer step")
         axes.set_ylabel(ylabel)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         axes.set_ylim(bottom=0)
-        _tidy(axes, grid="both")
-    _save(figure, path)
+        tidy(axes, grid="both")
+    save(figure, path)
 
 
 def _draw_curve(axes: Axes, curve: Curve, colour: str, *, smooth: bool) -> None:
@@ -153,8 +153,8 @@ def _show_answer(axes: Axes, pixels_HWC: np.ndarray, true: str, answer: str) -> 
     for spine in axes.spines.values():
         spine.set_color(_RIGHT if right else _WRONG)
         spine.set_linewidth(1.0 if right else 3.5)
-    name = _short(answer, _MAX_NAME_CHARS)
-    text = name if right else f"{name}\ntrue: {_short(true, _MAX_NAME_CHARS)}"
+    name = short(answer, _MAX_NAME_CHARS)
+    text = name if right else f"{name}\ntrue: {short(true, _MAX_NAME_CHARS)}"
     mark = "\N{CHECK MARK}" if right else "\N{BALLOT X}"
     axes.set_title(
         f"{mark} {text}", fontsize=9, color=_RIGHT if right else _WRONG, parse_math=False
@@ -164,7 +164,7 @@ def _show_answer(axes: Axes, pixels_HWC: np.ndarray, true: str, answer: str) -> 
 def _name_classes(axes: Axes, class_names: Sequence[str]) -> None:
     if len(class_names) > _MAX_CLASS_NAMES:
         return
-    names = [_short(name, _MAX_NAME_CHARS) for name in class_names]
+    names = [short(name, _MAX_NAME_CHARS) for name in class_names]
     size = 9 if len(names) <= _MAX_CELL_TEXTS else 6
     longest = max(len(name) for name in names)
     axes.set_xticks(
@@ -176,21 +176,24 @@ def _name_classes(axes: Axes, class_names: Sequence[str]) -> None:
 def _write_counts(axes: Axes, confusion_KK: np.ndarray, shares_KK: np.ndarray) -> None:
     for (row, column), count in np.ndenumerate(confusion_KK):
         if count:
-            colour = "white" if shares_KK[row, column] > 0.5 else _INK
+            colour = "white" if shares_KK[row, column] > 0.5 else INK
             axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
 
 
-def _tidy(axes: Axes, *, grid: str) -> None:
+def tidy(axes: Axes, *, grid: str) -> None:
+    """No box; a quiet grid (`x`, `y` or `both`) behind what is drawn."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
     axes.grid(axis=grid, color=_GRID, linewidth=0.7)  # type: ignore[arg-type]  # a literal type
 
 
-def _short(text: str, limit: int) -> str:
+def short(text: str, limit: int) -> str:
+    """Text of at most `limit` characters."""
     return text if len(text) <= limit else text[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG: equal figures give equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         # Class names may be in any script; a box for a letter is no reason to fail.

@@ -14,9 +14,11 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.evaluation import figures, study, tables
+from schemas.artifacts import LOGS_FOLDER
 from schemas.report import AccuracyRow, ReportDocument
 from schemas.runs import InputArtifact
 from schemas.spec import canonical_json
+from schemas.stage import SHARD_SETS
 
 REPORT_PAGE = "report.html"
 REPORT_DOCUMENT = "report.json"
@@ -29,8 +31,11 @@ _CURVES = {
     "train/learning_rate": ("learning_rate.png", "Learning rate", "learning rate"),
 }
 _COPIED = {
+    "quality.png": ("data", "What the images of {} are like"),
+    "classes.png": ("data", "Images of each class of {}"),
+    "rejections.png": ("data", "Files that {} refused"),
     "contact_sheet.png": ("data", "Contact sheet of {}"),
-    "pairs.png": ("data", "Images that {} took out, beside what they copy"),
+    "pairs.png": ("data", "Images that {} took out, each beside what it copies, least alike first"),
     "predictions.png": ("answers", "First images of the split and what {} answers"),
     "confusion.png": ("answers", "Confusion of {}"),
 }
@@ -92,14 +97,19 @@ def _build(
     measured = _of(sources, "evaluate", "baseline")
     rows = tuple(row for source in measured for row in tables.accuracy_rows(source))
     trained = _of(sources, "pretrain", "finetune")
+    cleaned = _of(sources, "filter")
     return ReportDocument(
         title=title,
         notes=tables.baseline_notes(rows),
         accuracies=rows,
         means=study.means(rows),
         differences=study.differences(rows),
-        data=tuple(tables.data_row(it) for it in _of(sources, "ingest", "filter")),
-        matches=tuple(row for it in _of(sources, "filter") for row in tables.match_rows(it)),
+        data=tuple(tables.data_row(it) for it in _of(sources, *SHARD_SETS)),
+        rejections=tuple(
+            row for it in _of(sources, "ingest", "append") for row in tables.rejection_rows(it)
+        ),
+        test_copies=tuple(row for it in cleaned for row in tables.test_copies_rows(it)),
+        matches=tuple(row for it in cleaned for row in tables.match_rows(it)),
         training=tuple(tables.training_row(it, points[it.stage]) for it in trained),
         searches=tuple(row for it in trained for row in tables.search_rows(it)),
         inputs={source.stage: source.digest for source in sources},
@@ -149,8 +159,9 @@ def _copy_figures(folder: Path, sources: Sequence[InputArtifact]) -> tuple[Shown
     (folder / FIGURES_FOLDER).mkdir(parents=True, exist_ok=True)
     for source in sources:
         for name, (section, title) in _COPIED.items():
-            original = Path(source.path) / FIGURES_FOLDER / name
-            if original.exists():
+            places = (Path(source.path), Path(source.path) / LOGS_FOLDER)
+            found = [it / FIGURES_FOLDER / name for it in places]
+            for original in filter(Path.exists, found):
                 path = folder / FIGURES_FOLDER / f"{_file_name(source.stage)}-{name}"
                 shutil.copyfile(original, path)
                 copied.append(Shown(section, title.format(source.stage), path))

@@ -10,17 +10,28 @@ from typing import TypeVar
 
 import pyarrow as pa
 
+from pipeline.data.quality import rejected_files
 from pipeline.evaluation.study import label, split_name
 from schemas.errors import IntegrityError
 from schemas.evaluation import AccuracyReport
-from schemas.manifest import DATASET_FOLDER, MANIFEST_FILE, TOMBSTONES_FILE, ShardSetManifest
+from schemas.manifest import (
+    DATASET_FOLDER,
+    MANIFEST_FILE,
+    REJECTIONS_FILE,
+    TOMBSTONES_FILE,
+    ShardSetManifest,
+)
 from schemas.records import TOMBSTONES
 from schemas.report import (
+    TEST_COPIES_FILE,
     AccuracyRow,
     DataRow,
     MatchRow,
+    RejectionRow,
     SearchReport,
     SearchRow,
+    StageTestCopies,
+    TestCopiesReport,
     TrainingRow,
 )
 from schemas.runs import InputArtifact, MetricPoint
@@ -70,7 +81,7 @@ def accuracy_rows(source: InputArtifact) -> tuple[AccuracyRow, ...]:
 
 
 def data_row(source: InputArtifact) -> DataRow:
-    """The shard set of an `ingest` or `filter` artifact in one row."""
+    """The shard set of an artifact in one row."""
     path = Path(source.path) / DATASET_FOLDER / MANIFEST_FILE
     manifest = read_document(path, ShardSetManifest)
     removed = Counter(_tombstones(source)["reason"].to_pylist())
@@ -85,11 +96,28 @@ def data_row(source: InputArtifact) -> DataRow:
     )
 
 
+def rejection_rows(source: InputArtifact) -> tuple[RejectionRow, ...]:
+    """Why files of a corpus were refused, most files first, each reason with examples."""
+    path = Path(source.path) / DATASET_FOLDER / REJECTIONS_FILE
+    if not path.is_file():
+        raise IntegrityError(f"{path} is missing")
+    with pa.memory_map(str(path)) as file:
+        found = rejected_files(pa.ipc.open_file(file).read_all())
+    return tuple(RejectionRow(stage=source.stage, **dict(row)) for row in found)
+
+
 def match_rows(source: InputArtifact) -> tuple[MatchRow, ...]:
-    """The first images that a filter took out, each with the test image that it copies."""
+    """The first images that a filter took out as copies, each with the image that it copies."""
     names = [name for name in MatchRow.model_fields if name != "stage"]
-    first = _tombstones(source).slice(0, MAX_MATCHES).select(names)
+    copies = _tombstones(source).select(names)
+    first = copies.filter(copies["matched_source"].is_valid()).slice(0, MAX_MATCHES)
     return tuple(MatchRow(stage=source.stage, **row) for row in first.to_pylist())
+
+
+def test_copies_rows(source: InputArtifact) -> tuple[StageTestCopies, ...]:
+    """What a filter found of each test split."""
+    report = read_document(Path(source.path) / TEST_COPIES_FILE, TestCopiesReport)
+    return tuple(StageTestCopies(stage=source.stage, **row.dump()) for row in report.tests)
 
 
 def read_points(source: InputArtifact) -> Points:

@@ -27,6 +27,10 @@ class Batches(Protocol):
         """One tuple of equally large micro-batches for each optimizer step."""
         ...
 
+    def figures(self) -> dict[str, float]:
+        """Metrics of the loading on this rank since they were asked for last."""
+        ...
+
 
 @dataclass(frozen=True)
 class Watch:
@@ -108,6 +112,7 @@ def train(
                 "train/learning_rate": rate,
                 "train/grad_norm": norm,
                 **meter.read(at_once=done == 1 or ends),
+                **loader.figures(),
             }
             if watch.metrics:
                 watch.metrics.log(points, step=done)

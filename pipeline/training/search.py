@@ -141,11 +141,13 @@ def _run_trial(bench: Bench, peak_lr: float, steps: int, *, repeat: int, stop: W
     optim = trial_optim(spec.optim, peak_lr, steps)
     engine = TorchEngine(model, EngineSpec(optim, objective, spec.precision, bench.device))
     samples = min(spec.batch.global_samples, len(kept))
+    if spec.augment.mixes:
+        samples -= samples % 2
     with TrainLoader(
         bench.split.subset(kept),
         augment=spec.augment,
         image_px=model.spec.image_px,
-        global_samples=samples,
+        batch=spec.batch.revise(global_samples=samples),
         seed=bench.seed,
         rank=0,
         world_size=1,

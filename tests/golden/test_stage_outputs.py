@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from jobs import baseline, evaluate, ingest, train
+from jobs import append, baseline, evaluate, ingest, remove, train
 from jobs import filter as filtering
 from pipeline.data.shards import ShardSet
-from schemas.data import FilterSpec, IngestSpec
+from schemas.curation import AppendSpec, FilterSpec, RemoveSpec
+from schemas.data import IngestSpec
 from schemas.evaluation import AccuracyReport, BaselineSpec, EvaluateSpec
 from schemas.manifest import DATASET_FOLDER
 from schemas.training import FinetuneSpec, PretrainSpec
@@ -77,7 +78,24 @@ def test_filter(digits: StageRun, tmp_path: Path) -> None:
     inputs = {"data": digits.at("train"), "against[0]": other.at("train")}
     cleaned = run_stage(filtering.run, spec, tmp_path / "clean", inputs=inputs)
     left = ShardSet.open(cleaned.path / DATASET_FOLDER).manifest.splits["train"].rows
-    assert (cleaned.output.metrics["filter/exact_count"], left) == GOLDEN["filter"]
+    assert (cleaned.output.metrics["filter/removed_exact_copy_count"], left) == GOLDEN["filter"]
+
+
+def test_append(digits: StageRun, tmp_path: Path) -> None:
+    more = DIGITS.select.revise(classes=("2", "3"), per_class={"train": 30}, seed=2)
+    spec = AppendSpec.parse({**DIGITS.revise(select=more).dump(), "kind": "append", "to": "digits"})
+    grown = run_stage(append.run, spec, tmp_path / "grown", inputs={"to": digits.at(None)})
+    data = ShardSet.open(grown.path / DATASET_FOLDER)
+    split = data.split("train")
+    assert (data.manifest.rejections, split.num_rows) == GOLDEN["append"]
+    assert split.row(split.num_rows - 1).source == GOLDEN["last_appended"]
+
+
+def test_remove(digits: StageRun, tmp_path: Path) -> None:
+    spec = RemoveSpec(data="digits", uids=(GOLDEN["first_uid"],))
+    left = run_stage(remove.run, spec, tmp_path / "left", inputs={"data": digits.at(None)})
+    first = ShardSet.open(left.path / DATASET_FOLDER).split("train").row(0)
+    assert first.source == GOLDEN["second"]
 
 
 def test_pretrain(pretrained: StageRun) -> None:
@@ -115,8 +133,11 @@ GOLDEN: dict[str, Any] = {
     "first": "digits/0615",
     "first_uid": "0f4c7502ef5da6ce9dd024a3c6bdf547",
     "filter": (18, 102),
-    "pretrain_loss": 1.0661816596984863,
-    "finetune_loss": 1.0447971820831299,
-    "nll": 1.0695120755693952,
+    "append": ({"duplicate": 79}, 180),
+    "last_appended": "digits/0153",
+    "second": "digits/1668",
+    "pretrain_loss": 1.0970216989517212,
+    "finetune_loss": 1.1254479885101318,
+    "nll": 1.102529802446306,
     "baseline": {"logistic_regression": (117, 118), "nearest_neighbour": (118, 118)},
 }

@@ -137,3 +137,32 @@ def test_neighbours_of_the_storage_are_spread_over_the_window() -> None:
     expected = rows / 256
     chi2_per_df = ((cells - expected) ** 2 / expected).sum() / 225
     assert 0.7 < chi2_per_df < 1.3
+
+
+@settings(deadline=None, max_examples=50)
+@given(SHARDS, st.integers(0, 3), st.data())
+def test_positions_are_the_inverse_of_locate(
+    shard_rows: list[int], seed: int, data: st.DataObject
+) -> None:
+    whole = places(EpochOrder(shard_rows, digest="d", seed=seed, epoch=1))
+    gone = data.draw(st.sets(st.sampled_from(whole)))
+    columns = np.array(sorted(gone), np.int64).reshape(-1, 2)
+    removed = Removed(columns[:, 0], columns[:, 1])
+    order = EpochOrder(shard_rows, digest="d", seed=seed, epoch=1, removed=removed)
+    shards, rows = order.locate(np.arange(order.num_rows))
+    np.testing.assert_array_equal(order.positions(shards, rows), np.arange(order.num_rows))
+    assert set(order.positions(removed.shard, removed.row).tolist()) <= {-1}
+
+
+@settings(deadline=None, max_examples=50)
+@given(SHARDS)
+def test_the_shards_ahead_are_those_that_come_next(shard_rows: list[int]) -> None:
+    order = EpochOrder(shard_rows, digest="d", seed=1, epoch=0)
+    shards, _ = order.locate(np.arange(order.num_rows))
+    position = 0
+    while len(ahead := order.ahead(position)):
+        later = [place for place in np.flatnonzero(np.isin(shards, ahead)) if place > position]
+        if not later:  # the window ahead has no rows
+            break
+        assert set(shards[position : later[0]].tolist()).isdisjoint(ahead.tolist())
+        position = int(later[0])

@@ -11,7 +11,7 @@ from schemas.artifacts import KeyRecord
 from schemas.experiment import STAGE_KINDS
 from schemas.spec import Spec, Tag, canonical_json, semantic_fields, tag_of
 from schemas.stage import StageSpec
-from tests.support.dag import experiment, graph_of
+from tests.support.dag import CURATED, experiment, graph_of
 
 GRAPH = graph_of()
 STAGE = st.sampled_from([node.name for node in GRAPH.nodes])
@@ -134,10 +134,11 @@ def test_the_split_that_is_read_is_part_of_the_key(digest: str, split: str | Non
 
 @pytest.mark.parametrize("kind", sorted(STAGE_KINDS))
 def test_a_key_holds_exactly_the_semantic_fields(kind: str) -> None:
-    spec = next(spec for spec in experiment().stages.values() if spec.kind == kind)
+    curated = experiment(text=CURATED)
+    spec = next(spec for spec in curated.stages.values() if spec.kind == kind)
     tags = {name: tag_of(field) for name, field in type(spec).model_fields.items()}
     keyed = {name for name, tag in tags.items() if tag is Tag.SEMANTIC}
-    node = next(node for node in GRAPH.nodes if node.kind == kind)
+    node = next(node for node in graph_of(text=CURATED).nodes if node.kind == kind)
     assert set(record_of(node).fields) == keyed
 
 

@@ -45,6 +45,15 @@ stages:
 profiles:
   small: {pretrain.model.variant: S, pretrain.duration: {epochs: 2}}
 """
+REMOVED_UID = "0" * 32
+_CHANGES = f"""\
+  grown: {{kind: append, to: corpus, source: {{type: image_folder, uri: /data/more}}}}
+  left: {{kind: remove, data: grown, uids: ["{REMOVED_UID}"], note: request 17}}
+"""
+CURATED = TEXT.replace("  clean:", _CHANGES + "  clean:").replace(
+    "data: corpus, against", "data: left, against"
+)
+"""The same with a corpus that grew, and of which an image was taken out."""
 STAGES = ("corpus", "pets", "clean", "pretrain", "transfer", "accuracy", "pixels", "report")
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.build import BuildResult, build_shard_set
-from pipeline.data.shards import ShardSet
+from pipeline.data.shards import ShardSet, Split
 from pipeline.data.sources import fingerprint
 from pipeline.data.staging import BuildTools
-from pipeline.ports import StopSignal, TaskPool
+from pipeline.ports import RemoteFiles, StopSignal, TaskPool
 from schemas.data import IngestSpec
 from tests.support.corpora import write_folder
 from tests.support.pools import NoStop, SerialPool
@@ -27,13 +27,22 @@ def build(
     pool: TaskPool | None = None,
     stop: StopSignal | None = None,
     said: list[str] | None = None,
+    files: RemoteFiles | None = None,
 ) -> BuildResult:
     """Build into `where / "out"`, with progress in `where / "progress"`."""
     lines = [] if said is None else said
-    tools = BuildTools(pool or SerialPool(), where / "progress", stop or NoStop(), lines.append)
-    return build_shard_set(
-        spec, fingerprint=fingerprint(spec.source), tools=tools, out=where / "out"
-    )
+    pool, stop = pool or SerialPool(), stop or NoStop()
+    tools = BuildTools(pool, where / "progress", stop, lines.append, files)
+    found = fingerprint(spec.source, files)
+    return build_shard_set(spec, fingerprint=found, tools=tools, out=where / "out")
+
+
+def build_from(
+    source: dict[str, Any], where: Path, *, files: RemoteFiles | None = None, **fields: Any
+) -> BuildResult:
+    """Build from any source, images of 40 px at most."""
+    spec = IngestSpec.parse({"source": source, "image": {"max_side_px": 40}, **fields})
+    return build(spec, where, files=files)
 
 
 def small_set(where: Path, *, per_class: int = 12, shard_bytes: int = 20_000) -> ShardSet:
@@ -42,3 +51,8 @@ def small_set(where: Path, *, per_class: int = 12, shard_bytes: int = 20_000) ->
     splits = {"train": "train", "test": "test"}
     build(ingest_spec(folder, splits=splits, shard_bytes=shard_bytes), where)
     return ShardSet.open(where / "out")
+
+
+def uids(split: Split) -> list[bytes]:
+    """The images of a split in storage order."""
+    return [split.row(index).uid for index in range(split.num_rows)]

@@ -7,17 +7,20 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from pipeline.data.staging import write_table
 from pipeline.evaluation.figures import draw_confusion
 from pipeline.evaluation.metrics import accuracy_report
 from schemas.manifest import (
     DATASET_FOLDER,
     MANIFEST_FILE,
+    REJECTIONS_FILE,
     TOMBSTONES_FILE,
     ShardSetManifest,
     SplitEntry,
     TombstoneEntry,
 )
-from schemas.records import TOMBSTONES
+from schemas.records import REJECTIONS, TOMBSTONES
+from schemas.report import TEST_COPIES_FILE, TestCopiesReport, TestCopiesRow
 from schemas.runs import InputArtifact
 from schemas.spec import Spec, canonical_json, digest_of
 
@@ -91,6 +94,9 @@ def shard_set(
     dataset.mkdir()
     if removed:
         _write_tombstones(dataset / TOMBSTONES_FILE, removed)
+        count = len(removed)
+        row = TestCopiesRow(test_set="pets@test", found=count, images=100, removed=count)
+        _write(Path(made.path) / TEST_COPIES_FILE, TestCopiesReport(tests=(row,)))
     manifest = ShardSetManifest(
         record_version=1,
         order_version=1,
@@ -106,6 +112,12 @@ def shard_set(
         tombstones=TombstoneEntry(sha256="0" * 64, rows=len(removed)) if removed else None,
     )
     _write(dataset / MANIFEST_FILE, manifest)
+    rows = [
+        {"source": f"{number}.jpg", "reason": reason, "message": f"<it> is {reason}"}
+        for reason, count in (rejections or {}).items()
+        for number in range(count)
+    ]
+    write_table(dataset / REJECTIONS_FILE, pa.Table.from_pylist(rows, schema=REJECTIONS))
     return made
 
 

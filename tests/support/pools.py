@@ -18,6 +18,7 @@ class SerialPool:
         items: Iterable[X],
         *,
         label: str,
+        memory_bytes: int = 0,
     ) -> Iterator[tuple[X, Y]]:
         for item in items:
             yield item, function(item)
@@ -37,6 +38,7 @@ class ChaosPool:
         items: Iterable[X],
         *,
         label: str,
+        memory_bytes: int = 0,
     ) -> Iterator[tuple[X, Y]]:
         shuffled = list(items)
         self._random.shuffle(shuffled)
@@ -68,6 +70,7 @@ class DyingPool(SerialPool):
         items: Iterable[X],
         *,
         label: str,
+        memory_bytes: int = 0,
     ) -> Iterator[tuple[X, Y]]:
         for pair in super().map(function, items, label=label):
             if self._left == 0:

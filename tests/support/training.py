@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipeline.data.mixing import Mix
 from pipeline.model.vit import ViT, build
 from pipeline.training.engine import EngineSpec, TorchEngine
 from pipeline.training.keeper import CheckpointKeeper, RunIdentity
@@ -31,6 +32,8 @@ KEY = "a" * 64
 class FakeBatch:
     pixels_BHWC: np.ndarray  # noqa: N815 - arrays carry their axes in their names
     label_B: np.ndarray  # noqa: N815
+    weight_B: np.ndarray | None = None  # noqa: N815
+    mix: Mix | None = None
 
 
 class FakeLoader:
@@ -66,6 +69,9 @@ class FakeLoader:
                 for i in range(0, self.share, self.micro_batch)
             )
             step += 1
+
+    def figures(self) -> dict[str, float]:
+        return {"loader/replaced_count": 0.0}
 
     def rows(self, rows: np.ndarray) -> FakeBatch:
         return FakeBatch(self.pixels[rows], self.labels[rows])

@@ -12,24 +12,24 @@ from schemas.records import THUMBNAIL_PX
 
 _HASH_SIDE = 8
 """A perceptual hash has 8 x 8 bits: the lowest frequencies of the thumbnail."""
+_CLEARLY = 8.0
+"""Grey levels, as a coefficient of the orthonormal cosine transform."""
 
 
 def thumbnail(pixels: Pixels) -> bytes:
     """32 x 32 grey pixels, row by row, of pixels_HWC or pixels_HW."""
-    return thumbnail_of(Image.fromarray(pixels))
-
-
-def thumbnail_of(image: Image.Image) -> bytes:
-    """As `thumbnail`, of an open image."""
     size = (THUMBNAIL_PX, THUMBNAIL_PX)
-    return image.convert("L").resize(size, Image.Resampling.BILINEAR).tobytes()
+    grey = Image.fromarray(pixels).convert("L")
+    return grey.resize(size, Image.Resampling.BILINEAR).tobytes()
 
 
 def phash(thumb: bytes) -> tuple[int, int]:
     """64-bit perceptual hashes of a thumbnail and of its mirror image.
 
-    Signs of the lowest 8 x 8 cosine frequencies around their median, in whole numbers, so that
-    no processor rounds differently. Mirroring changes the sign of every second column.
+    Which of the lowest 8 x 8 cosine frequencies are clearly above zero: by more than encoding again
+    changes them, so that frequencies which an image does not have are no coin tosses. In whole
+    numbers, so that no processor rounds differently. Mirroring changes the sign of every second
+    column.
     """
     grey = np.frombuffer(thumb, np.uint8).astype(np.int64).reshape(THUMBNAIL_PX, THUMBNAIL_PX)
     basis = _cosine_basis()
@@ -47,7 +47,14 @@ def _cosine_basis() -> NDArray[np.int64]:
     return basis
 
 
+@cache
+def _thresholds() -> NDArray[np.int64]:
+    """What is clearly above zero, in the units of the spectrum: [8, 8]."""
+    lengths = np.sqrt((_cosine_basis() ** 2).sum(axis=1))
+    thresholds: NDArray[np.int64] = np.rint(_CLEARLY * np.outer(lengths, lengths)).astype(np.int64)
+    return thresholds
+
+
 def _bits(spectrum: NDArray[Any]) -> int:
-    values = spectrum.reshape(-1)
-    middle = np.sort(values)[[31, 32]].sum()  # twice the median, without a fraction
-    return int.from_bytes(np.packbits(2 * values > middle).tobytes(), "big")
+    above = spectrum > _thresholds()
+    return int.from_bytes(np.packbits(above).tobytes(), "big")

@@ -1,35 +1,49 @@
-"""Turns stored bytes into the pixels that a model reads."""
+"""Turns stored bytes into the pixels that a model reads: decode, cut out a box, resize.
+
+Cutting comes first, so that nothing outside the box shows and rows below it need no decoding. The
+resampler is torch's for bytes: that of Pillow to within one level, in a quarter of the time.
+"""
 
 import numpy as np
-from PIL import Image
+import torch
+from torch import Tensor
 
-from pipeline.data.images.codec import Box, Pixels, open_image
+from pipeline.data.images.codec import Box, Pixels
+from pipeline.data.images.decode import decode_rows
 
-
-def decode(data: bytes) -> Pixels:
-    """Stored bytes -> pixels_HWC."""
-    with open_image(data) as image:
-        return np.asarray(_coloured(image))
-
-
-def render(data: bytes, box: Box, size_hw: tuple[int, int]) -> Pixels:
-    """Decode, cut out `box` and resize it to `size_hw`, as `resize` does -> pixels_HWC."""
-    with open_image(data) as image:
-        return _resized(_coloured(image), box, size_hw)
+# What `interpolate(antialias=True)` calls; only this form fills an array that is there already.
+_resample = torch.ops.aten._upsample_bilinear2d_aa.out  # noqa: SLF001
 
 
-def resize(pixels: Pixels, box: Box, size_hw: tuple[int, int]) -> Pixels:
-    """Cut `box` out of pixels_HWC and resize it bilinearly, antialiased when shrinking."""
-    return _resized(Image.fromarray(pixels), box, size_hw)
+def render(data: bytes, box: Box, out: Pixels, *, mirror: bool = False) -> None:
+    """Decode stored bytes, cut out `box` and resize it into `out`, as `resize` does."""
+    resize(decode_rows(data, box[3]), box, out, mirror=mirror)
 
 
-def _coloured(image: Image.Image) -> Image.Image:
-    image.load()
-    # Converting to the mode that an image has would only copy it.
-    return image if image.mode == "RGB" else image.convert("RGB")
+def resize(pixels: Pixels, box: Box, out: Pixels, *, mirror: bool = False) -> None:
+    """Cut `box` out of pixels_HWC and resize it bilinearly, antialiased when shrinking.
+
+    Args:
+        pixels: The image, or as many of its rows as the box needs.
+        box: In whole pixels of the image.
+        out: Is filled; its shape [H, W, C] says the size.
+        mirror: Turn left and right.
+    """
+    left, top, right, bottom = box
+    # Only what may be written becomes a tensor, so a view of stored bytes is copied.
+    cut = np.require(pixels[top:bottom, left:right], requirements="W")
+    source = torch.from_numpy(cut)
+    target = torch.from_numpy(out)
+    if source.shape == target.shape:
+        target.copy_(source.flip(1) if mirror else source)
+        return
+    # NumPy would copy a mirrored image pixel by pixel; torch turns whole rows.
+    fitted = torch.empty_like(target) if mirror else target
+    _resample(_as_batch(source), list(out.shape[:2]), False, out=_as_batch(fitted))  # noqa: FBT003
+    if mirror:
+        target.copy_(fitted.flip(1))
 
 
-def _resized(image: Image.Image, box: Box, size_hw: tuple[int, int]) -> Pixels:
-    height, width = size_hw
-    fitted = image.resize((width, height), Image.Resampling.BILINEAR, box=box, reducing_gap=None)
-    return np.asarray(fitted)
+def _as_batch(pixels: Tensor) -> Tensor:
+    """[H, W, C] -> a batch of one in the axes that torch resizes, a view."""
+    return pixels.permute(2, 0, 1)[None]

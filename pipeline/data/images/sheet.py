@@ -3,9 +3,10 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 from PIL import Image, ImageDraw
 
-from pipeline.data.images.codec import Pixels, encode, scaled
+from pipeline.data.images.codec import Pixels, encode_png, scaled
 
 
 def tile(pictures: Sequence[tuple[Pixels, str]], *, columns: int, cell_px: int = 112) -> bytes:
@@ -22,4 +23,4 @@ def tile(pictures: Sequence[tuple[Pixels, str]], *, columns: int, cell_px: int =
         sheet.paste(shown, (left + 2, top + 2))
         text = caption.encode("ascii", "replace").decode()[: cell_px // 6]
         draw.text((left + 2, top + cell_px), text, fill="black")
-    return encode(sheet, "png", quality=0)
+    return encode_png(np.asarray(sheet))

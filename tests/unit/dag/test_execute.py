@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.dag.execute import run_status
+from pipeline.dag.execute import _browsed, run_status
 from pipeline.dag.selection import Selection
 from schemas.artifacts import artifact_name
 from schemas.errors import (
@@ -335,3 +335,12 @@ def test_a_name_given_to_a_model_that_is_made_already_is_said_not_to_be_register
     ]
     world.run(graph_of("transfer.register_as=null"))
     assert len(world.told("log", "transfer")) == 1
+
+
+def test_the_tracker_gets_the_figures_of_a_corpus_and_all_of_anything_else(tmp_path: Path) -> None:
+    assert _browsed("ingest", tmp_path) == ()
+    for folder in ("figures", "logs/figures", "dataset"):
+        (tmp_path / folder).mkdir(parents=True)
+    figures = (str(tmp_path / "figures"), str(tmp_path / "logs" / "figures"))
+    assert _browsed("append", tmp_path) == figures
+    assert _browsed("evaluate", tmp_path) == (str(tmp_path),)

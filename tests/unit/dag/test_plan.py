@@ -79,8 +79,10 @@ def test_changed_versions_and_sources_are_reasons(made: World) -> None:
     made.listing["/data/photos"] = "another listing"
     changed = said(made, "pretrain").decision.changes
     assert changed == (Change(field="libraries.torch", before="1.0", after="9.9"),)
+    # torch resizes at ingest: its version shapes stored bytes, too.
     assert said(made, "corpus").decision.changes == (
         Change(field="inputs.source", before="/data/photos", after="another listing"),
+        Change(field="libraries.torch", before="1.0", after="9.9"),
     )
 
 

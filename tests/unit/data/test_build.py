@@ -241,7 +241,7 @@ def test_a_corpus_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> No
     folder = write_folder(tmp_path / "raw", per_class=2)
 
     class Meddler(SerialPool):
-        def map(self, function, items, *, label):  # type: ignore[no-untyped-def]
+        def map(self, function, items, *, label, **more):  # type: ignore[no-untyped-def]
             yield from super().map(function, items, label=label)
             (folder / "wave" / "late.jpg").write_bytes(encode(picture(2, 99)))
 

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.images.codec import encode_png
+from pipeline.data.images.codec import Box, Pixels, encode_png
+from pipeline.data.images.decode import decode
 from pipeline.data.images.hashes import phash, thumbnail
 from pipeline.data.images.prepare import Prepared, Rejection, prepare
-from pipeline.data.images.render import decode, render, resize
+from pipeline.data.images.render import render, resize
 from pipeline.data.images.sheet import tile
 from schemas.data import ImageSpec
 from tests.support.corpora import broken_files, encode, odd_files, picture
@@ -19,6 +20,12 @@ def prepared(data: bytes, spec: ImageSpec = SPEC) -> Prepared:
     result = prepare(data, spec, hashes=True)
     assert isinstance(result, Prepared), result
     return result
+
+
+def resized(pixels: Pixels, box: Box, size_hw: tuple[int, int]) -> Pixels:
+    out = np.empty((*size_hw, 3), np.uint8)
+    resize(pixels, box, out)
+    return out
 
 
 @pytest.mark.parametrize("name", broken_files())
@@ -97,7 +104,8 @@ def test_a_hash_survives_compression_and_scaling_but_tells_pictures_apart() -> N
     pixels = picture(1, 3, height=200, width=300)
     own = prepared(encode(pixels, quality=95)).phash
     assert own is not None
-    again = prepared(encode(resize(pixels, (0, 0, 300, 200), (90, 140)), quality=60)).phash
+    smaller = resized(pixels, (0, 0, 300, 200), (90, 140))
+    again = prepared(encode(smaller, quality=60)).phash
     other = prepared(encode(picture(1, 4, height=200, width=300))).phash
     assert again is not None
     assert other is not None
@@ -107,8 +115,10 @@ def test_a_hash_survives_compression_and_scaling_but_tells_pictures_apart() -> N
 
 def test_rendering_is_decoding_and_resizing() -> None:
     data = encode(picture(0, 5))
-    box = (3.5, 1.0, 60.0, 40.0)
-    np.testing.assert_array_equal(render(data, box, (24, 32)), resize(decode(data), box, (24, 32)))
+    box = (3, 1, 60, 40)
+    rendered = np.empty((24, 32, 3), np.uint8)
+    render(data, box, rendered)
+    np.testing.assert_array_equal(rendered, resized(decode(data), box, (24, 32)))
 
 
 def test_grey_png_keeps_every_value() -> None:

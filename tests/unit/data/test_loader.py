@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.data.augment import CropParams, Draws, apply, centre_box, uniforms
-from pipeline.data.images.render import decode, resize
-from pipeline.data.loader import Batch, TrainLoader, eval_batches, probe_batch
-from pipeline.data.shards import AnySplit, ShardSet
+from pipeline.data.loader import TrainLoader, eval_batches, probe_batch
+from pipeline.data.mixtures import AnyData
+from pipeline.data.shards import ShardSet
 from schemas.errors import DataError, IntegrityError
-from schemas.training import AugmentSpec
-from tests.support.corpora import encode, picture
+from schemas.training import AugmentSpec, BatchSpec
 from tests.support.datasets import small_set
+from tests.support.loading import damage, samples
 
 PX = (16, 20)
 EVERYTHING = AugmentSpec(crop="inception", flip=True)
@@ -25,34 +24,29 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     return small_set(tmp_path_factory.mktemp("loader"))
 
 
-def loader(split: AnySplit, **changes: Any) -> TrainLoader:
+def loader(
+    data: AnyData, *, global_samples: int = 8, tail: Any = "drop", **changes: Any
+) -> TrainLoader:
     fields = {
         "augment": EVERYTHING,
         "image_px": PX,
-        "global_samples": 8,
+        "batch": BatchSpec(global_samples=global_samples, tail=tail),
         "seed": 5,
         "rank": 0,
         "world_size": 1,
         "micro_batch": 8,
         "threads": 1,
     }
-    return TrainLoader(split, **{**fields, **changes})
+    return TrainLoader(data, **{**fields, **changes})
 
 
-def steps(split: AnySplit, count: int, *, start: int = 0, **changes: Any) -> list[list[bytes]]:
+def steps(split: AnyData, count: int, *, start: int = 0, **changes: Any) -> list[list[bytes]]:
     """The bytes of every sample (pixels, label, uid) of `count` steps."""
     with loader(split, **changes) as train:
         return [
             [sample for batch in micro for sample in samples(batch)]
             for micro in itertools.islice(train.batches(start), count)
         ]
-
-
-def samples(batch: Batch) -> list[bytes]:
-    return [
-        batch.pixels_BHWC[i].tobytes() + batch.label_B[i].tobytes() + batch.uid_B[i].tobytes()
-        for i in range(len(batch))
-    ]
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
@@ -159,20 +153,6 @@ def test_no_thread_is_left_behind(shared: ShardSet) -> None:
     assert threading.active_count() == before
 
 
-def damage(data: ShardSet, rows: list[int]) -> list[bytes]:
-    """Flip a byte of some rows of the split `train`; returns their uids."""
-    split = data.split("train")
-    gone = [split.row(row) for row in rows]
-    for path in {data.shards_folder / name for name in split.shard_names}:
-        content = bytearray(path.read_bytes())
-        for row in gone:
-            place = content.find(row.image)
-            if place >= 0:
-                content[place + 100] ^= 1
-        path.write_bytes(content)
-    return [row.uid for row in gone]
-
-
 def test_a_bad_row_is_replaced_alike_on_every_topology(tmp_path: Path) -> None:
     data = small_set(tmp_path)
     whole = steps(data.split("train"), 4)
@@ -211,54 +191,3 @@ def test_evaluation_replaces_nothing(tmp_path: Path) -> None:
     split = ShardSet.open(data.folder).split("train")
     with pytest.raises(IntegrityError, match="not what was written"):
         list(eval_batches(split, image_px=PX, batch_samples=10, threads=2))
-
-
-@pytest.mark.parametrize("crop", ["none", "inception", "shift"])
-def test_a_drawn_box_lies_inside_the_image(crop: Any) -> None:
-    spec = AugmentSpec(crop=crop, flip=True)
-    draws = Draws(spec, seed=1, epoch=0, positions=np.arange(200))
-    for position in range(200):
-        height, width = 1 + position % 37, 1 + position % 23
-        drawn = draws.params(position, (height, width), (8, 8))
-        left, top, right, bottom = drawn.box
-        assert 0 <= left < right <= width
-        assert 0 <= top < bottom <= height
-        assert max(map(abs, drawn.shift_hw)) <= 1
-
-
-def test_draws_differ_by_position_epoch_and_seed_and_repeat() -> None:
-    def drawn(seed: int, epoch: int, positions: list[int]) -> list[CropParams]:
-        draws = Draws(EVERYTHING, seed=seed, epoch=epoch, positions=np.array(positions))
-        return [draws.params(i, (100, 140), (32, 32)) for i in range(len(positions))]
-
-    keys = list(itertools.product((0, 1), (0, 1), ([0], [1])))
-    assert len({drawn(*key)[0] for key in keys}) == len(keys)
-    assert [drawn(*key) for key in keys] == [drawn(*key) for key in keys]
-    flips = sum(params.mirror for params in drawn(0, 0, list(range(400))))
-    assert 150 < flips < 250
-
-
-def test_a_draw_does_not_depend_on_what_is_drawn_with_it() -> None:
-    positions = np.array([7, 3, 2**40, 2**62 + 1, 3])
-    together = uniforms("inception", 1, 2, positions, count=5)
-    alone = [uniforms("inception", 1, 2, int(position), count=5) for position in positions]
-    np.testing.assert_array_equal(together, alone)
-    np.testing.assert_array_equal(together[:, :2], uniforms("inception", 1, 2, positions, count=2))
-    assert uniforms("inception", 1, 2, positions, count=0).shape == (5, 0)
-
-
-def test_the_centre_box_has_the_inputs_aspect() -> None:
-    assert centre_box((100, 300), (50, 50)) == (100.0, 0.0, 200.0, 100.0)
-    assert centre_box((300, 100), (50, 100)) == (0.0, 125.0, 100.0, 175.0)
-
-
-def test_shift_repeats_the_border_and_mirror_turns_left_and_right() -> None:
-    data = encode(picture(0, 1, height=16, width=16), "PNG")
-    whole = (0.0, 0.0, 16.0, 16.0)
-    plain = apply(data, CropParams(whole), (16, 16))
-    np.testing.assert_array_equal(plain, resize(decode(data), whole, (16, 16)))
-    shifted = apply(data, CropParams(whole, shift_hw=(2, -1)), (16, 16))
-    np.testing.assert_array_equal(shifted[2:, :-1], plain[:-2, 1:])
-    np.testing.assert_array_equal(shifted[0], shifted[2])
-    mirrored = apply(data, CropParams(whole, mirror=True), (16, 16))
-    np.testing.assert_array_equal(mirrored, plain[:, ::-1])

@@ -7,19 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.sources import check, fingerprint, list_units, read_unit, source_bytes
+from pipeline.data.sources import corpus_of, fingerprint, source_bytes
 from pipeline.data.units import FILES_PER_UNIT, Unit
 from schemas.errors import DataError, SpecError
 from schemas.sources import ImageFolderSource, SklearnSource, TarSource
 from tests.support.corpora import CLASSES, encode, picture, write_folder, write_tar
-
-
-def raw_images(source: ImageFolderSource | TarSource | SklearnSource) -> list[tuple[str, str, str]]:
-    return [
-        (raw.split, raw.class_name, raw.source)
-        for unit in list_units(source)
-        for raw in read_unit(unit)
-    ]
+from tests.support.sources import all_units, names_of, one_unit, read_all
 
 
 def test_a_tar_holds_what_its_folder_holds(tmp_path: Path) -> None:
@@ -28,10 +21,9 @@ def test_a_tar_holds_what_its_folder_holds(tmp_path: Path) -> None:
     from_folder = ImageFolderSource(uri=str(folder), splits=splits)
     tar = write_tar(tmp_path / "raw.tar", folder)
     from_tar = TarSource(uri=str(tar), splits=splits)
-    assert sorted(raw_images(from_folder)) == sorted(raw_images(from_tar))
+    assert sorted(names_of(from_folder)) == sorted(names_of(from_tar))
     bytes_of = [
-        {raw.source: raw.data for unit in list_units(source) for raw in read_unit(unit)}
-        for source in (from_folder, from_tar)
+        {raw.source: raw.data for raw in read_all(source)} for source in (from_folder, from_tar)
     ]
     assert bytes_of[0] == bytes_of[1]
     assert len(bytes_of[0]) == 3 * 2 * len(CLASSES)
@@ -39,11 +31,11 @@ def test_a_tar_holds_what_its_folder_holds(tmp_path: Path) -> None:
 
 def test_a_corpus_without_splits_is_one_split(tmp_path: Path) -> None:
     source = ImageFolderSource(uri=str(write_folder(tmp_path / "raw", per_class=1)))
-    assert raw_images(source) == [("train", name, f"{name}/000.jpg") for name in sorted(CLASSES)]
+    assert names_of(source) == [("train", name, f"{name}/000.jpg") for name in sorted(CLASSES)]
 
 
 def test_the_digits_are_1797_images_of_ten_classes() -> None:
-    found = raw_images(SklearnSource())
+    found = names_of(SklearnSource())
     assert len(found) == 1797
     assert {name for _, name, _ in found} == set("0123456789")
     assert found[1] == ("train", "1", "digits/0001")
@@ -51,7 +43,7 @@ def test_the_digits_are_1797_images_of_ten_classes() -> None:
 
 def test_a_unit_survives_json(tmp_path: Path) -> None:
     source = ImageFolderSource(uri=str(write_folder(tmp_path / "raw", per_class=2)))
-    unit = next(list_units(source))
+    unit = one_unit(source)
     assert Unit.load(unit.dump()) == unit
 
 
@@ -61,7 +53,7 @@ def test_units_are_bounded(tmp_path: Path) -> None:
     data = encode(picture(0, 0, height=8, width=8))
     for index in range(FILES_PER_UNIT + 1):
         (folder / f"{index}.jpg").write_bytes(data)
-    sizes = [len(u.members) for u in list_units(ImageFolderSource(uri=str(tmp_path / "raw")))]
+    sizes = [len(u.members) for u in all_units(ImageFolderSource(uri=str(tmp_path / "raw")))]
     assert sizes == [FILES_PER_UNIT, 1]
 
 
@@ -72,7 +64,7 @@ def test_hidden_files_are_ignored_and_others_are_refused(tmp_path: Path) -> None
     (folder / ".git" / "a.jpg").write_bytes(b"x")
     (folder / "README.md").write_bytes(b"x")
     (folder / "wave" / "gone.jpg").symlink_to(folder / "nowhere")
-    unit = next(list_units(ImageFolderSource(uri=str(folder))))
+    unit = one_unit(ImageFolderSource(uri=str(folder)))
     assert len(unit.members) == len(CLASSES)
     assert {file.path for file in unit.refused} == {"README.md", "wave/gone.jpg"}
 
@@ -81,10 +73,10 @@ def test_links_in_a_folder_are_followed_and_loops_are_refused(tmp_path: Path) ->
     folder = write_folder(tmp_path / "raw", per_class=1)
     (folder / "again").symlink_to(folder / "wave")
     source = ImageFolderSource(uri=str(folder))
-    assert ("train", "again", "again/000.jpg") in raw_images(source)
+    assert ("train", "again", "again/000.jpg") in names_of(source)
     (folder / "wave" / "up").symlink_to(folder)
     with pytest.raises(DataError, match="link to a folder above it"):
-        raw_images(source)
+        names_of(source)
 
 
 def test_links_and_paths_that_lead_out_of_a_tar_are_refused(tmp_path: Path) -> None:
@@ -98,7 +90,7 @@ def test_links_and_paths_that_lead_out_of_a_tar_are_refused(tmp_path: Path) -> N
         link = tarfile.TarInfo("a/link.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
-    unit = next(list_units(TarSource(uri=str(path))))
+    unit = one_unit(TarSource(uri=str(path)))
     assert [member.path for member in unit.members] == ["a/ok.jpg"]
     assert {file.path for file in unit.refused} == {"a/../../out.jpg", "/a/root.jpg", "a/link.jpg"}
 
@@ -138,17 +130,17 @@ def test_a_tar_is_fingerprinted_by_size_and_time(tmp_path: Path) -> None:
 def test_bytes_are_an_upper_bound(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "raw", per_class=2)
     for source in (ImageFolderSource(uri=str(folder)), SklearnSource()):
-        held = sum(len(raw.data) for unit in list_units(source) for raw in read_unit(unit))
+        held = sum(len(raw.data) for raw in read_all(source))
         assert source_bytes(source) >= held
 
 
 def test_a_missing_folder_or_split_is_named(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "raw", per_class=1, splits=("train", "test"))
     with pytest.raises(DataError, match=r"nowhere does not exist"):
-        check(ImageFolderSource(uri=str(tmp_path / "nowhere")))
+        corpus_of(ImageFolderSource(uri=str(tmp_path / "nowhere"))).check()
     source = ImageFolderSource(uri=str(folder), splits={"train": "trian"})
     with pytest.raises(DataError, match="folders beside it: test, train") as caught:
-        check(source)
+        corpus_of(source).check()
     assert caught.value.where == "source.splits.train"
 
 
@@ -162,42 +154,43 @@ def test_a_tar_given_as_a_folder_is_told_its_type(tmp_path: Path) -> None:
 def test_an_empty_or_flat_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="is empty"):
-        check(ImageFolderSource(uri=str(tmp_path / "empty")))
+        corpus_of(ImageFolderSource(uri=str(tmp_path / "empty"))).check()
     (tmp_path / "flat").mkdir()
     (tmp_path / "flat" / "a.jpg").write_bytes(encode(picture(0, 0)))
     with pytest.raises(DataError, match="one folder for each class"):
-        check(ImageFolderSource(uri=str(tmp_path / "flat")))
+        corpus_of(ImageFolderSource(uri=str(tmp_path / "flat"))).check()
 
 
 def test_splits_inside_each_other_are_refused(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "raw", per_class=1)
     with pytest.raises(SpecError, match="lies in that of"):
-        check(ImageFolderSource(uri=str(folder), splits={"train": ".", "test": "wave"}))
+        corpus_of(ImageFolderSource(uri=str(folder), splits={"train": ".", "test": "wave"})).check()
 
 
 def test_what_is_no_plain_tar_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
-        check(TarSource(uri=str(tmp_path / "no.tar")))
+        corpus_of(TarSource(uri=str(tmp_path / "no.tar"))).check()
     squeezed = tmp_path / "a.tar.gz"
     with tarfile.open(squeezed, "w:gz"):
         pass
     with pytest.raises(DataError, match="uncompressed tar"):
-        check(TarSource(uri=str(squeezed)))
+        corpus_of(TarSource(uri=str(squeezed))).check()
 
 
 def test_a_file_that_changes_while_it_is_read_stops_the_build(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "raw", per_class=1)
-    unit = next(list_units(ImageFolderSource(uri=str(folder))))
+    source = ImageFolderSource(uri=str(folder))
+    unit = one_unit(source)
     (folder / "wave" / "000.jpg").write_bytes(b"shorter")
     with pytest.raises(DataError, match="let the corpus rest"):
-        list(read_unit(unit))
+        list(corpus_of(source).read(unit))
 
 
 def test_names_that_are_no_utf8_are_read_and_shown_escaped(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "raw", per_class=1)
     odd = os.fsencode(folder / "wave") + b"/\xff.jpg"
     Path(os.fsdecode(odd)).write_bytes(encode(picture(0, 9)))
-    found = raw_images(ImageFolderSource(uri=str(folder)))
+    found = names_of(ImageFolderSource(uri=str(folder)))
     assert ("train", "wave", r"wave/\xff.jpg") in found
 
 

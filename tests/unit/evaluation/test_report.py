@@ -55,6 +55,16 @@ def test_a_report_says_what_was_measured_on_what(tmp_path: Path) -> None:
     assert "C: 0.125" in text
 
 
+def test_refused_files_are_listed_by_reason_with_examples(tmp_path: Path) -> None:
+    document = make(tmp_path / "out", everything(tmp_path))
+    assert [(row.reason, row.files) for row in document.rejections] == [
+        ("truncated", 3),
+        ("duplicate", 2),
+    ]
+    text = text_of((tmp_path / "out" / "report.html").read_text())
+    assert "corpus truncated 3 0.jpg: <it> is truncated 1.jpg: <it> is truncated" in text
+
+
 def test_a_report_says_when_a_baseline_is_ahead(tmp_path: Path) -> None:
     document = make(tmp_path / "out", everything(tmp_path))
     (note,) = document.notes

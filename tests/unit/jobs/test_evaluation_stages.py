@@ -223,5 +223,7 @@ def test_a_report_shows_what_the_stages_measured(tmp_path: Path, digits: StageRu
         "accuracy.png",
         "accuracy-confusion.png",
         "accuracy-predictions.png",
+        "digits-classes.png",
         "digits-contact_sheet.png",
+        "digits-quality.png",
     }
