@@ -5,7 +5,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-MODULES = ("quickstart", "photos")
+MODULES = (
+    "quickstart",
+    "photos",
+    "dedup",
+    "order",
+    "loader_resume",
+    "shuffle",
+    "loader",
+    "loader_peers",
+    "scale",
+    "bitrot",
+    "build",
+    "corruption",
+    "ingest",
+)
 _RESULTS = Path(__file__).parent / "results"
 
 

@@ -26,12 +26,12 @@ class Figure(Spec):
     details: Semantic[dict[str, Any]] = Field(default_factory=dict)
 
 
-def arguments(description: str | None) -> argparse.Namespace:
-    """The options that every benchmark takes."""
+def arguments(description: str | None, *, trials: int = 1) -> argparse.Namespace:
+    """The options that every benchmark takes; `trials` is what it does unless told otherwise."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--corpus", type=Path, help="images that the benchmark has not seen")
     parser.add_argument("--seed", type=int, default=17, help="changes every random choice")
-    parser.add_argument("--trials", type=int, default=1, help="repetitions; the median counts")
+    parser.add_argument("--trials", type=int, default=trials, help="repetitions; the median counts")
     parser.add_argument("--output", choices=["json"], default="json")
     return parser.parse_args()
 
