@@ -18,6 +18,8 @@ T = TypeVar("T")
 _POLL_SECONDS = 1.0
 _PATIENCE_SECONDS = 30.0
 """How long a server may fail to answer before it counts as gone."""
+_NOT_READY = "No available agent"
+"""Ray's words while no node has a process that starts jobs."""
 _ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 _STOP_WAIT_SECONDS = "120"
 """Between SIGTERM and SIGKILL of a stopped job: long enough to finish a step and a checkpoint."""
@@ -77,21 +79,35 @@ class JobServer:
             return running[0], True
         job = f"{name}-{len(attempts) + 1}"
         command = shlex.join(job if word == "{job}" else word for word in entrypoint)
+        request = {
+            "entrypoint": f"{_python()} {command}",
+            "submission_id": job,
+            "metadata": metadata,
+            "runtime_env": {
+                "working_dir": str(code),
+                "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": _STOP_WAIT_SECONDS},
+            },
+        }
         try:
-            self._client.submit_job(
-                entrypoint=f"{_python()} {command}",
-                submission_id=job,
-                metadata=metadata,
-                runtime_env={
-                    "working_dir": str(code),
-                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": _STOP_WAIT_SECONDS},
-                },
-            )
+            self._submit(request)
         except (RuntimeError, OSError) as error:  # what `requests` raises is an OSError
             if "already exists" in str(error):  # somebody submitted the same in the meantime
                 return job, True
             raise UnreachableError(f"{self.address} refused the job: {error}") from error
         return job, False
+
+    def _submit(self, request: dict[str, Any]) -> None:
+        """Submit; a cluster that has just started is given time to become able to take jobs."""
+        deadline = time.monotonic() + self._patience_seconds
+        while True:
+            try:
+                self._client.submit_job(**request)
+            except RuntimeError as error:
+                if _NOT_READY not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(_POLL_SECONDS)
+            else:
+                return
 
     def _attempts(self, name: str) -> dict[str, str]:
         known = self._ask(self._client.list_jobs) or []

@@ -51,6 +51,8 @@ def ray_cluster() -> Iterator[RaySession]:
             "include_dashboard": True,
             "dashboard_host": "127.0.0.1",
             "dashboard_port": port,
+            # Ray's own default is one port for all clusters of a machine.
+            "dashboard_agent_listen_port": free_port(),
             "object_store_memory": 128 * 2**20,
         },
     )

@@ -10,6 +10,9 @@ from typing import Any
 from schemas.errors import DataError
 
 FILES_PER_UNIT = 512
+_FILES_OF_FIRST_UNITS = 64
+_UNITS_BEFORE = 16
+"""A larger unit than the first ones holds no more than this part of the files before it."""
 BYTES_PER_UNIT = 64 * 2**20
 DEFAULT_SPLIT = "train"
 
@@ -111,18 +114,25 @@ def cut(found: Iterable[Member | Refused], part: Part, **detail: Any) -> Iterato
     """
     members: list[Member] = []
     refused: list[Refused] = []
-    num_bytes = 0
+    num_bytes = before = 0
     for one in found:
         if isinstance(one, Member):
             members.append(one)
             num_bytes += one.size
         else:
             refused.append(one)
-        if len(members) + len(refused) >= FILES_PER_UNIT or num_bytes >= BYTES_PER_UNIT:
+        files = len(members) + len(refused)
+        if files >= _limit(before) or num_bytes >= BYTES_PER_UNIT:
             yield Unit(tuple(members), tuple(refused), part.path, part.stamp, detail)
             members, refused, num_bytes = [], [], 0
+            before += files
     if members or refused:
         yield Unit(tuple(members), tuple(refused), part.path, part.stamp, detail)
+
+
+def _limit(before: int) -> int:
+    """Files of the next unit: the last task of a small corpus must not be what all wait for."""
+    return min(FILES_PER_UNIT, max(_FILES_OF_FIRST_UNITS, before // _UNITS_BEFORE))
 
 
 def refuse_change(place: str, *, listed: str, found: str) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.sources import corpus_of, fingerprint, source_bytes
-from pipeline.data.units import FILES_PER_UNIT, Unit
+from pipeline.data.units import FILES_PER_UNIT, Member, Part, Unit, cut
 from schemas.errors import DataError, SpecError
 from schemas.sources import ImageFolderSource, SklearnSource, TarSource
 from tests.support.corpora import CLASSES, encode, picture, write_folder, write_tar
-from tests.support.sources import all_units, names_of, one_unit, read_all
+from tests.support.sources import names_of, one_unit, read_all
 
 
 def test_a_tar_holds_what_its_folder_holds(tmp_path: Path) -> None:
@@ -47,14 +47,13 @@ def test_a_unit_survives_json(tmp_path: Path) -> None:
     assert Unit.load(unit.dump()) == unit
 
 
-def test_units_are_bounded(tmp_path: Path) -> None:
-    folder = tmp_path / "raw" / "a"
-    folder.mkdir(parents=True)
-    data = encode(picture(0, 0, height=8, width=8))
-    for index in range(FILES_PER_UNIT + 1):
-        (folder / f"{index}.jpg").write_bytes(data)
-    sizes = [len(u.members) for u in all_units(ImageFolderSource(uri=str(tmp_path / "raw")))]
-    assert sizes == [FILES_PER_UNIT, 1]
+def test_units_are_bounded_and_small_at_first() -> None:
+    finds = [Member("train", "a", f"a/{index}.jpg", 0, 1) for index in range(20_000)]
+    sizes = [len(unit.members) for unit in cut(finds, Part())]
+    assert sum(sizes) == len(finds)
+    assert max(sizes) == FILES_PER_UNIT
+    for number, size in enumerate(sizes):
+        assert size <= max(64, sum(sizes[:number]) // 16)
 
 
 def test_hidden_files_are_ignored_and_others_are_refused(tmp_path: Path) -> None:
