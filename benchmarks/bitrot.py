@@ -20,10 +20,10 @@ import numpy as np
 
 from benchmarks.figure import Figure, arguments, conclude, conditions
 from benchmarks.in_process import serial_tools
-from pipeline.data.build import build_shard_set
-from pipeline.data.cache import ShardCache
 from pipeline.data.images.codec import encode
-from pipeline.data.shards import ShardSet, Split
+from pipeline.data.ingest.build import build_shard_set
+from pipeline.data.shards.cache import ShardCache
+from pipeline.data.shards.shard_set import ShardSet, Split
 from pipeline.data.sources import fingerprint
 from pipeline.ports import FileStatus
 from schemas.data import IngestSpec

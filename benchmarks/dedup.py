@@ -23,13 +23,13 @@ from PIL import Image
 from benchmarks.figure import Figure, arguments, conclude, conditions
 from benchmarks.in_process import serial_tools
 from benchmarks.raw_corpora import CLOTHING, encoded, raw_images, write_classes
-from pipeline.data.blocks import Block, cut, write_block
-from pipeline.data.build import build_shard_set
-from pipeline.data.filter import NamedSplit, filter_split
+from pipeline.data.curation.blocks import Block, cut, write_block
+from pipeline.data.curation.filter import NamedSplit, filter_split
+from pipeline.data.curation.matching import Limits, Skip, near_pairs
 from pipeline.data.images.decode import decode
 from pipeline.data.images.sheet import tile
-from pipeline.data.matching import Limits, Skip, near_pairs
-from pipeline.data.shards import Row, ShardSet
+from pipeline.data.ingest.build import build_shard_set
+from pipeline.data.shards.shard_set import Row, ShardSet
 from pipeline.data.sources import fingerprint
 from schemas.curation import FilterSpec
 from schemas.data import IngestSpec

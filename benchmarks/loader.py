@@ -20,12 +20,12 @@ import numpy as np
 
 from benchmarks.figure import Figure, arguments, conclude, conditions
 from benchmarks.loading import photos, shard_set
-from pipeline.data.augment import Draws
-from pipeline.data.course import Passes
+from pipeline.data.feed.augment import Draws
+from pipeline.data.feed.course import Passes
+from pipeline.data.feed.loader import TrainLoader
 from pipeline.data.images.render import render
-from pipeline.data.loader import TrainLoader
 from pipeline.data.order import EpochOrder
-from pipeline.data.shards import Split
+from pipeline.data.shards.shard_set import Split
 from schemas.training import AugmentSpec, BatchSpec
 
 _SAMPLES = 64

@@ -23,11 +23,11 @@ import torch
 from benchmarks.figure import Figure, arguments, conclude, conditions
 from benchmarks.loading import photos, shard_set
 from benchmarks.peers import BATCH, Batches, Box, Crops, Opener, Setting, opened_peers
-from pipeline.data.augment import Draws
-from pipeline.data.course import Passes
-from pipeline.data.loader import TrainLoader
+from pipeline.data.feed.augment import Draws
+from pipeline.data.feed.course import Passes
+from pipeline.data.feed.loader import TrainLoader
 from pipeline.data.order import EpochOrder
-from pipeline.data.shards import Split
+from pipeline.data.shards.shard_set import Split
 from schemas.training import AugmentSpec, BatchSpec
 
 _STEPS = 8

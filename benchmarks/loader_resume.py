@@ -23,8 +23,8 @@ import numpy as np
 
 from benchmarks.figure import Figure, arguments, conclude, conditions
 from benchmarks.loading import made_up, photos, shard_set
-from pipeline.data.loader import TrainLoader
-from pipeline.data.mixtures import AnyData, MixedSplit
+from pipeline.data.feed.loader import TrainLoader
+from pipeline.data.feed.mixtures import AnyData, MixedSplit
 from schemas.training import AugmentSpec, BatchSpec, MixturePhase
 
 _SAMPLES = 48

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from pipeline.data.build import build_shard_set
-from pipeline.data.shards import ShardSet
+from pipeline.data.ingest.build import build_shard_set
+from pipeline.data.shards.shard_set import ShardSet
 from pipeline.data.sources import fingerprint
 from pipeline.data.staging import BuildTools
 from schemas.data import IngestSpec

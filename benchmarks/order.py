@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from benchmarks.figure import Figure, arguments, conclude, conditions
 from benchmarks.loading import made_up, photos, shard_set
-from pipeline.data.loader import Batch, TrainLoader
-from pipeline.data.mixtures import AnyData, MixedSplit
+from pipeline.data.feed.loader import Batch, TrainLoader
+from pipeline.data.feed.mixtures import AnyData, MixedSplit
 from schemas.training import (
     AugmentSpec,
     BatchSpec,

@@ -25,15 +25,15 @@ import pyarrow as pa
 
 from benchmarks.figure import Figure, arguments, conclude, conditions
 from benchmarks.synthetic_build import CLASSES, ROW_BYTES, drive, peak_resident
+from pipeline.data.feed.loader import TrainLoader
+from pipeline.data.feed.tracing import Trace
 from pipeline.data.images.codec import Pixels, checksum, encode
 from pipeline.data.images.decode import decode
-from pipeline.data.loader import TrainLoader
+from pipeline.data.ingest.seal import SHARDS_PER_BATCH
 from pipeline.data.order import ORDER_VERSION
-from pipeline.data.seal import SHARDS_PER_BATCH
-from pipeline.data.shard_files import row_checksum
-from pipeline.data.shards import ShardSet, Split
+from pipeline.data.shards.shard_files import row_checksum
+from pipeline.data.shards.shard_set import ShardSet, Split
 from pipeline.data.staging import write_arrow, write_canonical, write_table
-from pipeline.data.tracing import Trace
 from schemas.manifest import (
     MANIFEST_FILE,
     REJECTIONS_FILE,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from benchmarks.figure import Figure, arguments, conclude, conditions
 from benchmarks.loading import made_up, photos, shard_set
 from pipeline.data.order import EpochOrder, keyed_hash
-from pipeline.data.shards import ShardSet
+from pipeline.data.shards.shard_set import ShardSet
 
 _ROWS, _CLASSES = 1_281_167, 1000
 _SHARDS = 512

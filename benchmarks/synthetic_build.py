@@ -15,13 +15,13 @@ import numpy as np
 
 from benchmarks.in_process import NeverStop
 from infra.storage import LocalStore
-from pipeline.data.build import build_shard_set
-from pipeline.data.listing import Listing, ListTask, list_part
-from pipeline.data.mapping import UnitTask, stage_unit
-from pipeline.data.quality import QualityTask, Tally, measure, measure_shard
-from pipeline.data.reduce import BucketTask, reduce_bucket
-from pipeline.data.rejections import write_rejections
-from pipeline.data.shards import ShardSet
+from pipeline.data.ingest.build import build_shard_set
+from pipeline.data.ingest.listing import Listing, ListTask, list_part
+from pipeline.data.ingest.mapping import UnitTask, stage_unit
+from pipeline.data.ingest.reduce import BucketTask, reduce_bucket
+from pipeline.data.ingest.rejections import write_rejections
+from pipeline.data.shards.quality import QualityTask, Tally, measure, measure_shard
+from pipeline.data.shards.shard_set import ShardSet
 from pipeline.data.sources import fingerprint
 from pipeline.data.staging import BuildTools, Staging
 from schemas.artifacts import Environment, KeyRecord, StageRecord

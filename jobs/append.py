@@ -5,9 +5,9 @@ from pathlib import Path
 
 from jobs.quality import write_quality
 from jobs.stage import StageOutput, StageTools
-from pipeline.data.append import APPEND_PIECES, append_images
-from pipeline.data.build import BuildResult
-from pipeline.data.shards import ShardSet
+from pipeline.data.ingest.append import APPEND_PIECES, append_images
+from pipeline.data.ingest.build import BuildResult
+from pipeline.data.shards.shard_set import ShardSet
 from pipeline.data.staging import BuildTools, write_bytes
 from schemas.curation import AppendSpec
 from schemas.manifest import DATASET_FOLDER, ShardSetManifest

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from jobs.stage import StageOutput, StageTools
-from pipeline.data.shards import ShardSet
+from pipeline.data.shards.shard_set import ShardSet
 from pipeline.evaluation.baselines import answer, load_pixels
 from pipeline.evaluation.metrics import accuracy_report
 from pipeline.evaluation.tables import ACCURACY_FILE

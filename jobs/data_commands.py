@@ -12,8 +12,8 @@ from jobs.console import print_document, stderr, stdout, table
 from jobs.data_sets import SetName
 from jobs.target import Target
 from jobs.training_traces import Traced, trace_of
-from pipeline.data.shards import ShardSet, Split
-from pipeline.data.tracing import standings
+from pipeline.data.feed.tracing import standings
+from pipeline.data.shards.shard_set import ShardSet, Split
 from schemas.errors import IntegrityError, UsageError
 from schemas.inspection import (
     ExportDocument,
@@ -113,7 +113,7 @@ def _class_table(document: SetDocument) -> object:
 
 def _draw(data: ShardSet, folder: Path) -> tuple[str, ...]:
     from jobs.quality import write_sheet
-    from pipeline.data.quality import measure
+    from pipeline.data.shards.quality import measure
     from pipeline.data.staging import BuildTools
     from pipeline.evaluation.corpus_figures import draw_corpus
 
@@ -179,7 +179,7 @@ def verify_set(name: SetName, output: str) -> int:
 
 def export_set(name: SetName, *, form: str, out: Path, splits: list[str], output: str) -> None:
     """Write a shard set, or some splits of it, in a form that other tools read."""
-    from pipeline.data.exporting import export
+    from pipeline.data.shards.exporting import export
 
     data = name.open()
     chosen = splits or sorted(data.manifest.splits)

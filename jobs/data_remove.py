@@ -22,8 +22,8 @@ from jobs.workspace import open_workspace
 from pipeline.dag.experiment_file import parse_experiment
 from pipeline.dag.graph import expand
 from pipeline.dag.spec_edits import Removal, insert_removal
-from pipeline.data.removing import find_images
-from pipeline.data.shards import ShardSet
+from pipeline.data.curation.removing import find_images
+from pipeline.data.shards.shard_set import ShardSet
 from pipeline.data.staging import BuildTools, write_bytes
 from schemas.curation import RemoveSpec, is_uid
 from schemas.errors import UsageError

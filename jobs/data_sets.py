@@ -14,7 +14,7 @@ from jobs.wiring import open_shard_set, store_at
 from jobs.workspace import Workspace, open_workspace
 from pipeline.dag.graph import Graph, StageNode, expand
 from pipeline.data.files import is_remote, place_of
-from pipeline.data.shards import ShardSet
+from pipeline.data.shards.shard_set import ShardSet
 from schemas.artifacts import FILES_FOLDER, StageResult
 from schemas.errors import UsageError, VitrailError
 from schemas.experiment import ExperimentSpec

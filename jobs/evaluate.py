@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from jobs.stage import StageOutput, StageTools
-from pipeline.data.shards import ShardSet
+from pipeline.data.shards.shard_set import ShardSet
 from pipeline.evaluation import figures
 from pipeline.evaluation.classify import (
     SHOWN_IMAGES,

@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.stage import StageOutput, StageTools
-from pipeline.data.filter import FILTER_PIECES, FilterResult, NamedSplit, filter_split
+from pipeline.data.curation.filter import FILTER_PIECES, FilterResult, NamedSplit, filter_split
+from pipeline.data.curation.judging import NO_TEST
 from pipeline.data.images.codec import Pixels
 from pipeline.data.images.decode import decode
 from pipeline.data.images.sheet import tile
-from pipeline.data.judging import NO_TEST
-from pipeline.data.shards import ShardSet
+from pipeline.data.shards.shard_set import ShardSet
 from pipeline.data.staging import BuildTools, write_bytes, write_canonical
 from schemas.curation import FilterSpec
 from schemas.manifest import DATASET_FOLDER

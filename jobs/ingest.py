@@ -5,8 +5,8 @@ from pathlib import Path
 
 from jobs.quality import write_quality
 from jobs.stage import StageOutput, StageTools
-from pipeline.data.build import BuildResult, build_shard_set
-from pipeline.data.shards import ShardSet
+from pipeline.data.ingest.build import BuildResult, build_shard_set
+from pipeline.data.shards.shard_set import ShardSet
 from pipeline.data.staging import BUILD_PIECES, BuildTools, write_bytes
 from schemas.data import IngestSpec
 from schemas.manifest import DATASET_FOLDER, ShardSetManifest

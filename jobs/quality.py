@@ -4,8 +4,8 @@ from pathlib import Path
 
 from pipeline.data.images.decode import decode
 from pipeline.data.images.sheet import tile
-from pipeline.data.quality import measure
-from pipeline.data.shards import ShardSet
+from pipeline.data.shards.quality import measure
+from pipeline.data.shards.shard_set import ShardSet
 from pipeline.data.staging import BuildTools, write_bytes
 from pipeline.evaluation.corpus_figures import draw_corpus
 from schemas.artifacts import LOGS_FOLDER

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 from jobs.stage import StageOutput, StageTools
-from pipeline.data.removing import REMOVE_PIECES, Found, remove_images
-from pipeline.data.shards import ShardSet
+from pipeline.data.curation.removing import REMOVE_PIECES, Found, remove_images
+from pipeline.data.shards.shard_set import ShardSet
 from pipeline.data.staging import BuildTools, write_bytes
 from schemas.curation import RemoveSpec
 from schemas.manifest import DATASET_FOLDER, ShardSetManifest

@@ -13,9 +13,9 @@ import torch.utils.deterministic
 
 from infra.metric_segments import SegmentLog
 from jobs.stage_task import METRICS_FILE, PauseFile, append_line, log_path
-from pipeline.data.loader import Batch, TrainLoader, probe_batch
-from pipeline.data.mixtures import AnyData, MixedSplit
-from pipeline.data.shards import AnySplit, ShardSet
+from pipeline.data.feed.loader import Batch, TrainLoader, probe_batch
+from pipeline.data.feed.mixtures import AnyData, MixedSplit
+from pipeline.data.shards.shard_set import AnySplit, ShardSet
 from pipeline.model.saved import load_weights, save_model
 from pipeline.model.transfer import adapt
 from pipeline.model.vit import ViT, build

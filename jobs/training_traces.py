@@ -8,9 +8,9 @@ from jobs.target import Target
 from jobs.wiring import open_shard_set, store_at
 from jobs.workspace import open_workspace
 from pipeline.dag.graph import StageNode, expand
-from pipeline.data.mixtures import MixedSplit
-from pipeline.data.shards import Split
-from pipeline.data.tracing import Trace
+from pipeline.data.feed.mixtures import MixedSplit
+from pipeline.data.feed.tracing import Trace
+from pipeline.data.shards.shard_set import Split
 from pipeline.training.schedule import total_steps
 from schemas.artifacts import StageRecord, StageResult
 from schemas.errors import DataError, UsageError

@@ -16,8 +16,8 @@ from jobs.workspace import Workspace
 from pipeline.cost import estimate
 from pipeline.dag.graph import Graph, StageNode
 from pipeline.dag.plan import Facts
-from pipeline.data.cache import ShardCache
-from pipeline.data.shards import ShardSet
+from pipeline.data.shards.cache import ShardCache
+from pipeline.data.shards.shard_set import ShardSet
 from pipeline.data.sources import fingerprint, source_bytes
 from schemas.artifacts import StageResult
 from schemas.errors import DataError, SpecError

@@ -25,7 +25,7 @@ RECORD = pa.schema(
         pa.field("orig_height_px", pa.int32(), nullable=False),
         pa.field("encoding", pa.string(), nullable=False),
         pa.field("crc32c", pa.uint32(), nullable=False),  # of image.bytes
-        # of image.bytes and all that readers deliver with it: pipeline/data/shard_files.py
+        # of image.bytes and all that readers deliver with it: pipeline/data/shards/shard_files.py
         pa.field("row_crc32c", pa.uint32(), nullable=False),
         pa.field("phash", pa.uint64()),  # null where near-duplicate search is off
         pa.field("phash_mirror", pa.uint64()),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from pipeline.data.cache import ShardCache, Wanted
+from pipeline.data.shards.cache import ShardCache, Wanted
 from pipeline.data.staging import sha256_of
 from pipeline.ports import RemoteFiles
 from schemas.errors import DataError, IntegrityError

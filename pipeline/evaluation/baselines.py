@@ -15,8 +15,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.model_selection import StratifiedKFold
 
-from pipeline.data.loader import eval_batches
-from pipeline.data.shards import AnySplit
+from pipeline.data.feed.loader import eval_batches
+from pipeline.data.shards.shard_set import AnySplit
 from schemas.errors import DataError
 from schemas.evaluation import Method
 

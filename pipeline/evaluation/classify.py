@@ -13,8 +13,8 @@ import pyarrow as pa
 import torch
 from jaxtyping import Float, Integer, UInt8
 
-from pipeline.data.loader import eval_batches
-from pipeline.data.shards import AnySplit
+from pipeline.data.feed.loader import eval_batches
+from pipeline.data.shards.shard_set import AnySplit
 from pipeline.model.vit import ViT, normalise
 from schemas.errors import DataError, IntegrityError, StageFailedError
 from schemas.records import PREDICTIONS

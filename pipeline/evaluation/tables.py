@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from pipeline.data.quality import rejected_files
+from pipeline.data.shards.quality import rejected_files
 from pipeline.evaluation.study import label, split_name
 from schemas.errors import IntegrityError
 from schemas.evaluation import AccuracyReport

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name everybody knows
 
-from pipeline.data.mixing import Mix
+from pipeline.data.feed.mixing import Mix
 from pipeline.model.vit import normalise
 from schemas.model import ViTSpec
 

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F  # noqa: N812 - the name everybody knows
 
-from pipeline.data.loader import TrainLoader, eval_batches
+from pipeline.data.feed.loader import TrainLoader, eval_batches
 from pipeline.data.order import keyed_hash
-from pipeline.data.shards import AnySplit
+from pipeline.data.shards.shard_set import AnySplit
 from pipeline.model.vit import ViT, normalise
 from pipeline.training.engine import EngineSpec, TorchEngine, autocast
 from pipeline.training.loop import Watch, train

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.augment import Drawn, Draws
-from pipeline.data.mixing import draw_mix
+from pipeline.data.feed.augment import Drawn, Draws
+from pipeline.data.feed.mixing import draw_mix
 from schemas.training import AugmentSpec, ColourJitterSpec, RandAugmentSpec
 from tests.support.loading import places
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline.data.augment import uniforms
+from pipeline.data.feed.augment import uniforms
 from pipeline.data.order import ORDER_VERSION, EpochOrder, KeyedPermutation, keyed_hash
 from tests.support.loading import places
 

@@ -14,7 +14,7 @@ import torch
 
 from jobs import append, baseline, evaluate, ingest, remove, train
 from jobs import filter as filtering
-from pipeline.data.shards import ShardSet
+from pipeline.data.shards.shard_set import ShardSet
 from schemas.curation import AppendSpec, FilterSpec, RemoveSpec
 from schemas.data import IngestSpec
 from schemas.evaluation import AccuracyReport, BaselineSpec, EvaluateSpec

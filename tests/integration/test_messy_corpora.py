@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.data.images.prepare import BYTES_PER_PIXEL
-from pipeline.data.shards import ShardSet
+from pipeline.data.shards.shard_set import ShardSet
 from schemas.manifest import REJECTIONS_FILE
 from tests.support.build_process import start
 from tests.support.datasets import ingest_spec

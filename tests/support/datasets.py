@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.build import BuildResult, build_shard_set
-from pipeline.data.shards import ShardSet, Split
+from pipeline.data.ingest.build import BuildResult, build_shard_set
+from pipeline.data.shards.shard_set import ShardSet, Split
 from pipeline.data.sources import fingerprint
 from pipeline.data.staging import BuildTools
 from pipeline.ports import RemoteFiles, StopSignal, TaskPool

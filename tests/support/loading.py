@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.data.course import Places
-from pipeline.data.loader import Batch
-from pipeline.data.shards import ShardSet
+from pipeline.data.feed.course import Places
+from pipeline.data.feed.loader import Batch
+from pipeline.data.shards.shard_set import ShardSet
 
 
 def places(epoch: int, positions: Sequence[int], *, source: int = 0) -> Places:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.data.mixing import Mix
+from pipeline.data.feed.mixing import Mix
 from pipeline.model.vit import ViT, build
 from pipeline.training.engine import EngineSpec, TorchEngine
 from pipeline.training.keeper import CheckpointKeeper, RunIdentity

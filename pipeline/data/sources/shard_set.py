@@ -158,7 +158,7 @@ class ShardSetCorpus:
 def _is_whole(values: dict[str, Any]) -> bool:
     """Whether the row is what was written, all that is taken of it included."""
     from pipeline.data.images.codec import checksum
-    from pipeline.data.shard_files import row_checksum
+    from pipeline.data.shards.shard_files import row_checksum
 
     expected = row_checksum(
         checksum(values["image"]["bytes"]),

@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.data.append import append_images
-from pipeline.data.filter import NamedSplit, filter_split
-from pipeline.data.removing import remove_images
-from pipeline.data.shards import ShardSet
+from pipeline.data.curation.filter import NamedSplit, filter_split
+from pipeline.data.curation.removing import remove_images
+from pipeline.data.ingest.append import append_images
+from pipeline.data.shards.shard_set import ShardSet
+from pipeline.data.shards.tombstones import DerivedSet
 from pipeline.data.sources import fingerprint
 from pipeline.data.staging import BuildTools, sha256_of
-from pipeline.data.tombstones import DerivedSet
 from pipeline.ports import TaskPool
 from schemas.curation import AppendSpec, FilterSpec, RemoveSpec
 from schemas.errors import DataError, SpecError

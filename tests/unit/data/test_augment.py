@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from pipeline.data.augment import Drawn, Draws, apply, centre_box, uniforms
+from pipeline.data.feed.augment import Drawn, Draws, apply, centre_box, uniforms
 from pipeline.data.images.alter import OPERATIONS, alter
 from pipeline.data.images.codec import Pixels
 from pipeline.data.images.decode import decode

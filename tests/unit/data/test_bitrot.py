@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.bitrot import in_cache, in_remote, in_shards
-from pipeline.data.shards import ShardSet
+from pipeline.data.shards.shard_set import ShardSet
 from schemas.errors import IntegrityError
 from schemas.manifest import MANIFEST_FILE, REJECTIONS_FILE
 from tests.support.datasets import small_set

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.data.order import keyed_hash
-from pipeline.data.shards import ShardSet
+from pipeline.data.shards.shard_set import ShardSet
 from pipeline.ports import TaskPool
 from schemas.data import IngestSpec
 from schemas.errors import DataError, PausedError, SpecError

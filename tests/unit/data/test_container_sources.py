@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.shards import ShardSet
+from pipeline.data.shards.shard_set import ShardSet
 from pipeline.data.sources import corpus_of, fingerprint, source_bytes
 from pipeline.data.sources.patterns import expand_braces
 from schemas.errors import DataError, IntegrityError, SpecError

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import DatasetDict, load_dataset, load_from_disk
 
-from pipeline.data.exporting import FORMS, export, folder_name
 from pipeline.data.images.decode import decode
-from pipeline.data.shards import ShardSet, Split
+from pipeline.data.shards.exporting import FORMS, export, folder_name
+from pipeline.data.shards.shard_set import ShardSet, Split
 from pipeline.data.staging import write_table
 from schemas.errors import IntegrityError, UsageError
 from schemas.manifest import MANIFEST_FILE, TOMBSTONES_FILE, TombstoneEntry

@@ -7,9 +7,9 @@ import pyarrow.compute as pc
 import pytest
 from PIL import Image
 
-from pipeline.data.filter import FilterResult, NamedSplit, filter_split
+from pipeline.data.curation.filter import FilterResult, NamedSplit, filter_split
 from pipeline.data.order import EpochOrder
-from pipeline.data.shards import ShardSet
+from pipeline.data.shards.shard_set import ShardSet
 from pipeline.data.staging import BuildTools, sha256_of
 from pipeline.ports import TaskPool
 from schemas.curation import FilterSpec, QualitySpec

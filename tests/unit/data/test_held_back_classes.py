@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.build import resolve_classes
+from pipeline.data.ingest.build import resolve_classes
 from schemas.data import HoldBackSpec, SelectSpec
 from schemas.errors import SpecError
 

@@ -11,7 +11,7 @@ import pytest
 from datasets import load_dataset
 
 from pipeline.data.images.decode import decode
-from pipeline.data.shards import ShardSet, Split
+from pipeline.data.shards.shard_set import ShardSet, Split
 from schemas.records import RECORD, ROWS_PER_BATCH
 from tests.support.datasets import small_set
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.data.images.prepare import Prepared, prepare
-from pipeline.data.isolation import Child, preparing
+from pipeline.data.ingest.isolation import Child, preparing
 from schemas.data import ImageSpec
 from schemas.manifest import REJECTIONS_FILE, SHARD_TABLE_FILE
 from tests.support.build_process import start

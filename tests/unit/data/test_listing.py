@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.listing import Listing, list_corpus, load_listing, save_listing
+from pipeline.data.ingest.listing import Listing, list_corpus, load_listing, save_listing
 from pipeline.data.sources.webdataset import WebDatasetCorpus
 from pipeline.data.staging import BuildTools, Staging
 from pipeline.ports import TaskPool

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.data.loader import TrainLoader, eval_batches, probe_batch
-from pipeline.data.mixtures import AnyData
-from pipeline.data.shards import ShardSet
+from pipeline.data.feed.loader import TrainLoader, eval_batches, probe_batch
+from pipeline.data.feed.mixtures import AnyData
+from pipeline.data.shards.shard_set import ShardSet
 from schemas.errors import DataError, IntegrityError
 from schemas.training import AugmentSpec, BatchSpec
 from tests.support.datasets import small_set
@@ -75,7 +75,7 @@ def test_steps_that_are_planned_apart_are_the_same(
 ) -> None:
     split = shared.split("train")
     together = steps(split, 9)
-    monkeypatch.setattr("pipeline.data.loader.SAMPLES_AT_ONCE", 1)
+    monkeypatch.setattr("pipeline.data.feed.loader.SAMPLES_AT_ONCE", 1)
     assert steps(split, 9) == together
 
 

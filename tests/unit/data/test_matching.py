@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.data.matching import Limits, Side, Skip, near_pairs, thumbnail_differences
+from pipeline.data.curation.matching import Limits, Side, Skip, near_pairs, thumbnail_differences
 
 HASHES = st.integers(0, 2**64 - 1)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.data.mixing import Mix, draw_mix
+from pipeline.data.feed.mixing import Mix, draw_mix
 from schemas.training import AugmentSpec
 
 PX = (20, 30)

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.data.loader import Batch, TrainLoader, eval_batches
-from pipeline.data.mixtures import AnyData, MixedSplit
-from pipeline.data.shards import AnySplit, ShardSet
+from pipeline.data.feed.loader import Batch, TrainLoader, eval_batches
+from pipeline.data.feed.mixtures import AnyData, MixedSplit
+from pipeline.data.shards.shard_set import AnySplit, ShardSet
 from schemas.errors import DataError
 from schemas.training import AugmentSpec, BatchSpec, MixturePhase
 from tests.support.corpora import write_folder

@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.data.quality import EXAMPLES, Tally, measure
-from pipeline.data.shards import ShardSet
+from pipeline.data.shards.quality import EXAMPLES, Tally, measure
+from pipeline.data.shards.shard_set import ShardSet
 from pipeline.data.staging import BuildTools
 from schemas.quality import Histogram, QualityReport
 from tests.support.corpora import encode

@@ -4,13 +4,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline.data.rejections import Tally, merge_rejections, write_rejections
+from pipeline.data.ingest.rejections import Tally, merge_rejections, write_rejections
 from schemas.records import REJECTIONS
 
 
 def test_merged_files_are_one_sorted_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.data.rejections._FILES_AT_ONCE", 3)
-    monkeypatch.setattr("pipeline.data.rejections._ROWS_PER_BATCH", 5)
+    monkeypatch.setattr("pipeline.data.ingest.rejections._FILES_AT_ONCE", 3)
+    monkeypatch.setattr("pipeline.data.ingest.rejections._ROWS_PER_BATCH", 5)
     rng = random.Random(3)
     rows = [(f"class/{rng.random()}.jpg", rng.choice("ab"), "a sentence") for _ in range(200)]
     files, tally = [], Tally()

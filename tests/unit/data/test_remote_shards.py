@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from infra.remote_files import FsspecFiles
-from pipeline.data.cache import FETCH_TRIES, ShardCache
-from pipeline.data.loader import TrainLoader, eval_batches
-from pipeline.data.shards import ShardSet, Split
+from pipeline.data.feed.loader import TrainLoader, eval_batches
+from pipeline.data.shards.cache import FETCH_TRIES, ShardCache
+from pipeline.data.shards.shard_set import ShardSet, Split
 from schemas.errors import DataError, IntegrityError
 from schemas.manifest import MANIFEST_FILE, SHARD_TABLE_FILE, SHARDS_FOLDER
 from schemas.training import AugmentSpec, BatchSpec

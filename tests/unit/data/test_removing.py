@@ -5,9 +5,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.data.curation.removing import Found, remove_images
 from pipeline.data.order import EpochOrder
-from pipeline.data.removing import Found, remove_images
-from pipeline.data.shards import ShardSet
+from pipeline.data.shards.shard_set import ShardSet
 from pipeline.data.staging import BuildTools, sha256_of
 from schemas.curation import RemoveSpec
 from schemas.errors import DataError

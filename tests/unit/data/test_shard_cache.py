@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.cache import FETCH_TRIES, CacheFullError, Pin, ShardCache, Wanted
+from pipeline.data.shards.cache import FETCH_TRIES, CacheFullError, Pin, ShardCache, Wanted
 from schemas.errors import IntegrityError
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.data.shard_table import ShardTable, count_labels, find_removed
+from pipeline.data.shards.shard_table import ShardTable, count_labels, find_removed
 from pipeline.data.staging import write_table
 from schemas.records import SHARD_TABLE, TOMBSTONES
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from datasets import load_dataset
 
-from pipeline.data.shards import Row, ShardSet
+from pipeline.data.shards.shard_set import Row, ShardSet
 from pipeline.data.staging import write_arrow
 from schemas.errors import DataError, IntegrityError
 from schemas.manifest import MANIFEST_FILE, SHARD_TABLE_FILE

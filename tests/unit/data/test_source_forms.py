@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.data.shards import ShardSet
+from pipeline.data.shards.shard_set import ShardSet
 from tests.support.containers import (
     images_below,
     write_csv,

@@ -9,7 +9,7 @@ from jobs import filter as filter_job
 from jobs import ingest as ingest_job
 from jobs import remove as remove_job
 from pipeline.data.images.decode import decode
-from pipeline.data.shards import ShardSet
+from pipeline.data.shards.shard_set import ShardSet
 from pipeline.data.staging import sha256_of
 from schemas.curation import AppendSpec, FilterSpec, RemoveSpec
 from schemas.manifest import DATASET_FOLDER

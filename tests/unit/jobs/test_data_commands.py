@@ -13,8 +13,8 @@ from infra.storage import LocalStore
 from jobs.cli import app
 from jobs.data_sets import SetName
 from pipeline.dag.experiment_file import load_experiment
-from pipeline.data.loader import TrainLoader
-from pipeline.data.shards import ShardSet
+from pipeline.data.feed.loader import TrainLoader
+from pipeline.data.shards.shard_set import ShardSet
 from schemas.errors import DataError, SpecError, UsageError
 from schemas.inspection import (
     ExportDocument,

@@ -8,7 +8,7 @@ import pytest
 from jobs import filter as filter_job
 from jobs import ingest as ingest_job
 from pipeline.data.images.decode import decode
-from pipeline.data.shards import ShardSet
+from pipeline.data.shards.shard_set import ShardSet
 from pipeline.data.staging import BUILD_PIECES
 from schemas.artifacts import LOGS_FOLDER
 from schemas.curation import FilterSpec

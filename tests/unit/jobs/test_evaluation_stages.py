@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from jobs import baseline, evaluate, ingest, report
-from pipeline.data.shards import ShardSet
+from pipeline.data.shards.shard_set import ShardSet
 from pipeline.model.saved import save_model
 from pipeline.model.vit import build
 from schemas.checkpoint import SavedModel

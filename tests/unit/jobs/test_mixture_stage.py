@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from jobs import train
-from pipeline.data.shards import ShardSet
+from pipeline.data.shards.shard_set import ShardSet
 from pipeline.model.saved import load_weights
 from schemas.manifest import DATASET_FOLDER
 from schemas.runs import InputArtifact

@@ -17,7 +17,7 @@ from pipeline.dag.experiment_file import parse_experiment
 from pipeline.dag.graph import expand
 from pipeline.dag.plan import Facts
 from pipeline.dag.selection import Selection
-from pipeline.data.shards import ShardSet
+from pipeline.data.shards.shard_set import ShardSet
 from pipeline.data.sources import fingerprint
 from pipeline.ports import ArtifactStore
 from schemas.artifacts import StageResult

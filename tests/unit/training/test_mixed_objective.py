@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from pipeline.data.mixing import Mix
+from pipeline.data.feed.mixing import Mix
 from pipeline.training.objectives import Supervised, blend, partners
 from tests.support.training import TINY, FakeBatch, FakeLoader, model
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.data.build import BuildResult, build_shard_set
-from pipeline.data.rejections import merge_rejections
-from pipeline.data.seal import place
-from pipeline.data.shards import ShardSet
+from pipeline.data.ingest.build import BuildResult, build_shard_set
+from pipeline.data.ingest.rejections import merge_rejections
+from pipeline.data.ingest.seal import place
+from pipeline.data.shards.shard_set import ShardSet
+from pipeline.data.shards.tombstones import DerivedSet, shard_files
 from pipeline.data.staging import BUILD_PIECES, BuildTools, write_canonical, write_table
-from pipeline.data.tombstones import DerivedSet, shard_files
 from schemas.curation import AppendSpec
 from schemas.data import ImageSpec
 from schemas.errors import SpecError

@@ -3,17 +3,17 @@
 Three rules in this order, each optional: what also stands in the test splits, exactly (same uid) or
 nearly; what the quality rules refuse; and, of what is left, near copies of each other. Test splits
 are read and never changed. The result is a new manifest over the same shards and a table of removed
-rows, each with its reason and its match (`pipeline.data.tombstones`).
+rows, each with its reason and its match (`pipeline.data.shards.tombstones`).
 
 Near copies: perceptual hashes of the image or its mirror at most `max_hamming_bits` apart,
 confirmed on the thumbnails. Rows without a hash (sides below 32 px, or hashes off at ingest) are
 compared exactly only, and counted.
 
-Costs. Tasks work on blocks of about 260,000 rows (`pipeline.data.blocks`), so their memory is
-bounded: about 100 MB. On disk, 44 bytes for each row while it lasts. The driver holds the removed
-rows, about 300 bytes each, and one bit of each test image that has a copy. Time: for each block, a
-few seconds for each 260,000 test images; near copies within the split grow with the square of it
-(`pipeline.data.near_duplicates`). What was finished before a stop or a crash is not done again.
+Costs. Tasks work on blocks of about 260,000 rows (`.blocks`), so their memory is bounded: about
+100 MB. On disk, 44 bytes for each row while it lasts. The driver holds the removed rows,
+300 bytes each, and one bit of each test image that has a copy. Time: for each block, a few seconds
+for each 260,000 test images; near copies within the split grow with the square of it
+(`.near_duplicates`). What was finished before a stop or a crash is not done again.
 """
 
 from collections.abc import Sequence
@@ -24,14 +24,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.blocks import BLOCK_ROWS, cut, write_block
-from pipeline.data.judging import JudgeTask, judge_block
-from pipeline.data.matching import Limits
-from pipeline.data.near_duplicates import Search, find_near_duplicates
-from pipeline.data.removals import REMOVALS, DescribeTask, describe_block
-from pipeline.data.shards import ShardSet
+from pipeline.data.curation.blocks import BLOCK_ROWS, cut, write_block
+from pipeline.data.curation.judging import JudgeTask, judge_block
+from pipeline.data.curation.matching import Limits
+from pipeline.data.curation.near_duplicates import Search, find_near_duplicates
+from pipeline.data.curation.removals import REMOVALS, DescribeTask, describe_block
+from pipeline.data.shards.shard_set import ShardSet
+from pipeline.data.shards.tombstones import DerivedSet, reasons, without_rows
 from pipeline.data.staging import BuildTools, Progress, read_table
-from pipeline.data.tombstones import DerivedSet, reasons, without_rows
 from schemas.curation import FilterSpec
 from schemas.errors import DataError
 from schemas.report import TestCopiesRow
@@ -55,7 +55,7 @@ class FilterResult:
 
     derived: DerivedSet
     removals: pa.Table
-    """What this filter removed, in storage order: `pipeline.data.removals.REMOVALS`."""
+    """What this filter removed, in storage order: `pipeline.data.curation.removals.REMOVALS`."""
     reasons: dict[str, int]
     """Reason -> rows removed."""
     tests: tuple[TestCopiesRow, ...]

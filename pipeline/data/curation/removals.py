@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.blocks import Block, Blocks
-from pipeline.data.judging import NO_TEST, first_of_each_row
-from pipeline.data.matching import Bools, Int64s
+from pipeline.data.curation.blocks import Block, Blocks
+from pipeline.data.curation.judging import NO_TEST, first_of_each_row
+from pipeline.data.curation.matching import Bools, Int64s
 from pipeline.data.staging import read_table, write_table
 from schemas.records import TOMBSTONES
 

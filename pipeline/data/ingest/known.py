@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.data.rejections import RejectionRow
-from pipeline.data.shards import ShardSet
+from pipeline.data.ingest.rejections import RejectionRow
+from pipeline.data.shards.shard_set import ShardSet
 from pipeline.data.staging import BuildTools, Progress, Staging, read_table, write_table
 from schemas.manifest import SHARDS_FOLDER
 

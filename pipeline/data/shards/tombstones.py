@@ -14,8 +14,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.seal import place
-from pipeline.data.shards import ShardSet
+from pipeline.data.ingest.seal import place
+from pipeline.data.shards.shard_set import ShardSet
 from pipeline.data.staging import write_canonical, write_table
 from schemas.errors import DataError
 from schemas.manifest import (

@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.data.known import without_known
-from pipeline.data.mapping import ORDER_KEY, STORED_BYTES
+from pipeline.data.ingest.known import without_known
+from pipeline.data.ingest.mapping import ORDER_KEY, STORED_BYTES
+from pipeline.data.ingest.rejections import RejectionRow, write_rejections
 from pipeline.data.order import keyed_hash
-from pipeline.data.rejections import RejectionRow, write_rejections
 from pipeline.data.staging import (
     Staging,
     disk_guard,

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.data.images.decode import decode
-from pipeline.data.shards import ShardSet
+from pipeline.data.shards.shard_set import ShardSet
 from pipeline.data.staging import BuildTools, Progress
 from schemas.quality import Histogram, QualityReport, RejectedFiles, SplitQuality
 from schemas.records import THUMBNAIL_PX

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv  # type: ignore[import-untyped]  # SciPy ships no types
 
-from pipeline.data.augment import uniforms
-from pipeline.data.course import Places
+from pipeline.data.feed.augment import uniforms
+from pipeline.data.feed.course import Places
 from pipeline.data.order import Int64s
 from schemas.training import AugmentSpec
 

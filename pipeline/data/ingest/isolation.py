@@ -8,7 +8,7 @@ the images of this unit in a child process, where a crash or a hang costs one im
 Prepared bytes are the same either way. A task that was killed for other reasons leaves a marker,
 too: its unit then costs a child process once (about 2 s), and nothing else.
 
-`python -m pipeline.data.isolation FD` is the child.
+`python -m pipeline.data.ingest.isolation FD` is the child.
 """
 
 import contextlib
@@ -117,9 +117,9 @@ class Child:
         ours, theirs = Pipe()
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603  # our own module, in our own Python
-                [sys.executable, "-m", "pipeline.data.isolation", str(theirs.fileno())],
+                [sys.executable, "-m", "pipeline.data.ingest.isolation", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
-                cwd=Path(__file__).parents[2],
+                cwd=Path(__file__).parents[3],
             )
         self._channel = ours
         if not self._greeted(ours):

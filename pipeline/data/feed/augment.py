@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.course import Places
+from pipeline.data.feed.course import Places
 from pipeline.data.images.alter import OPERATIONS, Operation, alter, erase
 from pipeline.data.images.codec import Box, Pixels
 from pipeline.data.images.render import render

@@ -6,9 +6,9 @@ from functools import cached_property
 
 import numpy as np
 
-from pipeline.data.course import Course, Mixture, Passes
+from pipeline.data.feed.course import Course, Mixture, Passes
 from pipeline.data.order import Int64s
-from pipeline.data.shards import AnySplit
+from pipeline.data.shards.shard_set import AnySplit
 from schemas.errors import DataError
 from schemas.training import BatchSpec, MixturePhase
 

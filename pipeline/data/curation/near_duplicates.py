@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.data.blocks import Block, Blocks
-from pipeline.data.judging import NO_TEST, Found
-from pipeline.data.matching import Bools, Limits, Pairs, Skip, near_pairs
+from pipeline.data.curation.blocks import Block, Blocks
+from pipeline.data.curation.judging import NO_TEST, Found
+from pipeline.data.curation.matching import Bools, Limits, Pairs, Skip, near_pairs
 from pipeline.data.staging import BuildTools, Progress, read_table, write_table
 
 REASON = "near_duplicate"

@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.data.cache import CacheFullError
 from pipeline.data.images.codec import checksum, extend_checksum
 from pipeline.data.places import Held, Place
-from pipeline.data.shard_table import SplitShards
+from pipeline.data.shards.cache import CacheFullError
+from pipeline.data.shards.shard_table import SplitShards
 from schemas.errors import DataError, IntegrityError, UnreachableError
 from schemas.manifest import SHARDS_FOLDER
 from schemas.records import RECORD, ROWS_PER_BATCH

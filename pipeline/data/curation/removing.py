@@ -9,10 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.blocks import Blocks, cut
-from pipeline.data.shards import ShardSet
+from pipeline.data.curation.blocks import Blocks, cut
+from pipeline.data.shards.shard_set import ShardSet
+from pipeline.data.shards.tombstones import DerivedSet, without_rows
 from pipeline.data.staging import BuildTools, Progress, read_table, write_table
-from pipeline.data.tombstones import DerivedSet, without_rows
 from schemas.curation import RemoveSpec
 from schemas.errors import DataError
 from schemas.records import TOMBSTONES

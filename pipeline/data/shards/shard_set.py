@@ -18,12 +18,18 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.data.cache import ShardCache
 from pipeline.data.files import is_remote, place_of
 from pipeline.data.order import ORDER_VERSION, EpochOrder, Int64s, Removed
 from pipeline.data.places import Held, LocalPlace, Place, RemotePlace
-from pipeline.data.shard_files import Facts, Row, ShardFiles
-from pipeline.data.shard_table import Names, ShardTable, SplitShards, count_labels, find_removed
+from pipeline.data.shards.cache import ShardCache
+from pipeline.data.shards.shard_files import Facts, Row, ShardFiles
+from pipeline.data.shards.shard_table import (
+    Names,
+    ShardTable,
+    SplitShards,
+    count_labels,
+    find_removed,
+)
 from pipeline.data.staging import read_table, sha256_of
 from pipeline.ports import RemoteFiles
 from schemas.errors import DataError, IntegrityError

@@ -1,8 +1,8 @@
 """Finds the rows of one block that a filter removes, each row judged for itself.
 
-Copies of test images, exactly (same uid) or nearly (`pipeline.data.matching`), and images that the
-quality rules refuse. A task holds one block and looks through all blocks of the test splits, one at
-a time. Rows without a hash are compared exactly only.
+Copies of test images, exactly (same uid) or nearly (`.matching`), and images that the quality rules
+refuse. A task holds one block and looks through all blocks of the test splits, one at a time. Rows
+without a hash are compared exactly only.
 """
 
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.data.blocks import Block, Blocks
-from pipeline.data.matching import Bools, Int64s, Limits, Pairs, Skip, near_pairs
+from pipeline.data.curation.blocks import Block, Blocks
+from pipeline.data.curation.matching import Bools, Int64s, Limits, Pairs, Skip, near_pairs
 from pipeline.data.staging import write_table
 from schemas.curation import QualitySpec
 

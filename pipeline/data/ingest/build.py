@@ -19,19 +19,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.known import find_known
-from pipeline.data.listing import Listing, list_corpus, load_listing, save_listing
-from pipeline.data.mapping import UnitTask, stage_unit
-from pipeline.data.reduce import (
+from pipeline.data.ingest.known import find_known
+from pipeline.data.ingest.listing import Listing, list_corpus, load_listing, save_listing
+from pipeline.data.ingest.mapping import UnitTask, stage_unit
+from pipeline.data.ingest.reduce import (
     BucketTask,
     Candidate,
     is_committed,
     reduce_bucket,
     select_bucket,
 )
-from pipeline.data.rejections import Tally
-from pipeline.data.seal import BuildResult, Pieces, seal
-from pipeline.data.shards import ShardSet
+from pipeline.data.ingest.rejections import Tally
+from pipeline.data.ingest.seal import BuildResult, Pieces, seal
+from pipeline.data.shards.shard_set import ShardSet
 from pipeline.data.sources import corpus_of
 from pipeline.data.sources import fingerprint as source_fingerprint
 from pipeline.data.staging import BuildTools, Progress, Staging, write_json

@@ -20,12 +20,12 @@ from dataclasses import KW_ONLY, dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.augment import Drawn, Draws, apply, centre_box
-from pipeline.data.course import Passes, Places
-from pipeline.data.mixing import Mix, draw_mix
-from pipeline.data.mixtures import AnyData, MixedSplit, course_through, splits_of
+from pipeline.data.feed.augment import Drawn, Draws, apply, centre_box
+from pipeline.data.feed.course import Passes, Places
+from pipeline.data.feed.mixing import Mix, draw_mix
+from pipeline.data.feed.mixtures import AnyData, MixedSplit, course_through, splits_of
 from pipeline.data.order import EpochOrder, Int64s
-from pipeline.data.shards import AnySplit, Row, epoch_order
+from pipeline.data.shards.shard_set import AnySplit, Row, epoch_order
 from schemas.errors import IntegrityError
 from schemas.training import AugmentSpec, BatchSpec
 

@@ -18,8 +18,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.data.images.codec import codec_versions
+from pipeline.data.ingest.rejections import merge_rejections
 from pipeline.data.order import ORDER_VERSION
-from pipeline.data.rejections import merge_rejections
 from pipeline.data.staging import Staging, committing, sha256_of, write_canonical
 from schemas.data import IngestSpec
 from schemas.errors import DataError
@@ -57,7 +57,7 @@ class Pieces:
     shards: Iterable[dict[str, Any]]
     """The buckets' commits that have rows, in the order of (split, bucket); read once."""
     rejections: tuple[Path, ...]
-    """Tables as `pipeline.data.rejections` writes them; some are not there."""
+    """Tables as `pipeline.data.ingest.rejections` writes them; some are not there."""
     rejected: dict[str, int]
     """Reason -> rows in all of these tables."""
     known_classes: frozenset[str] = frozenset()

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.data.course import Course
-from pipeline.data.mixtures import AnyData, course_through, splits_of
+from pipeline.data.feed.course import Course
+from pipeline.data.feed.mixtures import AnyData, course_through, splits_of
 from pipeline.data.order import EpochOrder
-from pipeline.data.shards import AnySplit, Split, epoch_order
+from pipeline.data.shards.shard_set import AnySplit, Split, epoch_order
 from schemas.training import BatchSpec
 
 

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.data.matching import Int64s, Side
-from pipeline.data.shards import ShardSet, Split
+from pipeline.data.curation.matching import Int64s, Side
+from pipeline.data.shards.shard_set import ShardSet, Split
 from pipeline.data.staging import committing, read_table
 from schemas.manifest import SHARDS_FOLDER
 from schemas.records import RECORD, ROWS_PER_BATCH, THUMBNAIL_PX

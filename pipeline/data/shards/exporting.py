@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from pipeline.data.images.codec import encode_png
 from pipeline.data.images.decode import decode
-from pipeline.data.shards import Row, Split
+from pipeline.data.shards.shard_set import Row, Split
 from pipeline.data.staging import disk_guard
 from schemas.errors import DataError, UsageError
 from schemas.records import ROWS_PER_BATCH

@@ -16,10 +16,10 @@ import pyarrow as pa
 
 from pipeline.data.files import printable
 from pipeline.data.images.prepare import Prepared
-from pipeline.data.isolation import Prepare, preparing
+from pipeline.data.ingest.isolation import Prepare, preparing
+from pipeline.data.ingest.rejections import RejectionRow, write_rejections
 from pipeline.data.order import keyed_hash
-from pipeline.data.rejections import RejectionRow, write_rejections
-from pipeline.data.shard_files import row_checksum
+from pipeline.data.shards.shard_files import row_checksum
 from pipeline.data.sources import corpus_of
 from pipeline.data.staging import Staging, read_plan, write_json, write_table
 from pipeline.data.units import RawImage, Unit

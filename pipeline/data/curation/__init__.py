@@ -1,0 +1,1 @@
+"""Taking images out: copies of test images, near copies, poor images, takedowns."""

@@ -1,0 +1,1 @@
+"""From stored images to exact batches: which, when, changed how."""

@@ -1,0 +1,1 @@
+"""From raw files to sealed shards: list, map, select, reduce, seal; and adding to a set."""
