@@ -4,7 +4,7 @@ Every contender gets the same files in memory-cached folders, as many processes 
 and makes the same things of each image: a JPEG of at most 512 px, sha256, perceptual hash and
 thumbnail. `bare` does only that, in warm processes, and throws the result away. The peers write
 what their own documentation tells people to write: with our codec as the function, and as shipped,
-with Pillow (without hashes, which neither has). Rounds are interleaved; medians count.
+with Pillow (without hash and thumbnail, which neither has: they do less work). Rounds are interleaved; medians count.
 """
 
 import hashlib
@@ -27,6 +27,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from benchmarks.figure import Figure, arguments, conclude, conditions
+from benchmarks.processes import one_torch_thread
 from benchmarks.raw_corpora import CLOTHING, generated, raw_images, write_classes
 from pipeline.data.images.prepare import Prepared, prepare
 from pipeline.data.order import keyed_hash
@@ -44,6 +45,7 @@ Contender = Callable[[list[str], Path], None]
 def main() -> int:
     """Measure all contenders in interleaved rounds."""
     options = arguments(__doc__)
+    one_torch_thread()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "raw")
         corpus = options.corpus or (CLOTHING if CLOTHING.is_file() else None)

@@ -20,6 +20,7 @@ import numpy as np
 
 from benchmarks.figure import Figure, arguments, conclude, conditions
 from benchmarks.loading import photos, shard_set
+from benchmarks.processes import one_torch_thread
 from pipeline.data.feed.augment import Draws
 from pipeline.data.feed.course import Passes
 from pipeline.data.feed.loader import TrainLoader
@@ -57,6 +58,7 @@ class Round:
 def main() -> int:
     """Alternate the two sides."""
     options = arguments(__doc__, trials=_ROUNDS)
+    one_torch_thread()
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
         raw = photos(options.corpus, Path(folder) / "raw", limit=_IMAGES)

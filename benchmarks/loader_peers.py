@@ -23,6 +23,7 @@ import torch
 from benchmarks.figure import Figure, arguments, conclude, conditions
 from benchmarks.loading import photos, shard_set
 from benchmarks.peers import BATCH, Batches, Box, Crops, Opener, Setting, opened_peers
+from benchmarks.processes import one_torch_thread
 from pipeline.data.feed.augment import Draws
 from pipeline.data.feed.course import Passes
 from pipeline.data.feed.loader import TrainLoader
@@ -55,6 +56,7 @@ class Sample:
 def main() -> int:
     """Choose each peer's best setting, then measure all of them in turns."""
     options = arguments(__doc__, trials=_ROUNDS)
+    one_torch_thread()
     cores = len(os.sched_getaffinity(0))
     settings = (Setting(cores, 2), Setting(2 * cores, 2), Setting(cores, 4))
     with tempfile.TemporaryDirectory() as name:

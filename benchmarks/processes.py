@@ -1,5 +1,6 @@
 """A command with its children: how long it takes, and how much memory all of them hold at most."""
 
+import os
 import subprocess
 import sys
 import time
@@ -10,6 +11,17 @@ import psutil
 
 _SAMPLE_SECONDS = 0.5
 VITRAIL = str(Path(sys.executable).with_name("vitrail"))
+
+
+def one_torch_thread() -> None:
+    """Let torch compute in one thread, in this process and those that it starts.
+
+    Contenders that have a process or thread for each core would get in each other's way.
+    """
+    import torch
+
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 
 @dataclass(frozen=True)

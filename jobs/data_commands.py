@@ -154,6 +154,7 @@ def verify_set(name: SetName, output: str) -> int:
         data = name.open()
     except IntegrityError as error:
         faults.append(error.what)
+        stderr().print(error.what, markup=False)
     else:
         for fault in data.faults():
             stderr().print(fault, markup=False)
@@ -168,12 +169,10 @@ def verify_set(name: SetName, output: str) -> int:
     if output == "json":
         print_document(document)
     elif faults:
-        stdout().print(f"{len(faults)} files are damaged", markup=False)
+        stdout().print(f"damaged files: {len(faults):,}, named above", markup=False)
     else:
         text = f"{location} is whole; shards: {document.shards:,}, bytes: {document.bytes:,}"
         stdout().print(text, markup=False)
-    if faults and data is None and output != "json":
-        stderr().print(faults[0], markup=False)
     return IntegrityError.exit_code if faults else 0
 
 
