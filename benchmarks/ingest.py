@@ -4,7 +4,8 @@ Every contender gets the same files in memory-cached folders, as many processes 
 and makes the same things of each image: a JPEG of at most 512 px, sha256, perceptual hash and
 thumbnail. `bare` does only that, in warm processes, and throws the result away. The peers write
 what their own documentation tells people to write: with our codec as the function, and as shipped,
-with Pillow (without hash and thumbnail, which neither has: they do less work). Rounds are interleaved; medians count.
+with Pillow (without hash and thumbnail, which neither has: they do less work). Rounds are
+interleaved; medians count.
 """
 
 import hashlib
