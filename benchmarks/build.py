@@ -39,7 +39,7 @@ from infra.ray_cluster import import_ray
 from infra.ray_pool import RayPool
 from schemas.data import IngestSpec
 from tests.support.datasets import build
-from tests.support.pools import SerialPool
+from infra.serial_pool import SerialPool
 pool = SerialPool()
 if sys.argv[3]:
     import_ray().init(address=sys.argv[3], log_to_driver=False, logging_level=logging.ERROR)

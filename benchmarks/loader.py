@@ -19,11 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.figure import Figure, arguments, conclude, conditions
-from benchmarks.loading import photos, shard_set
+from benchmarks.loading import one_rank_loader, photos, shard_set
 from benchmarks.processes import one_torch_thread
 from pipeline.data.feed.augment import Draws
 from pipeline.data.feed.course import Passes
-from pipeline.data.feed.loader import TrainLoader
 from pipeline.data.images.render import render
 from pipeline.data.order import EpochOrder
 from pipeline.data.shards.shard_set import Split
@@ -65,9 +64,9 @@ def main() -> int:
         source = {"type": "image_folder", "uri": str(raw)}
         split = shard_set(source, Path(folder) / "set").split("train")
         jobs = _jobs(split, options.seed)
-        _loader_rate(split, cores, seed=options.seed)  # brings the files into memory
+        _loader_rate(split, seed=options.seed)  # brings the files into memory
         rounds = [
-            Round(_loader_rate(split, cores, seed=options.seed), bare_rate(jobs, cores))
+            Round(_loader_rate(split, seed=options.seed), bare_rate(jobs, cores))
             for _ in range(options.trials)
         ]
     ratios = [each.ratio for each in rounds]
@@ -112,19 +111,9 @@ def _jobs(split: Split, seed: int) -> list[Job]:
     return jobs
 
 
-def _loader_rate(split: Split, threads: int, *, seed: int) -> float:
+def _loader_rate(split: Split, *, seed: int) -> float:
     """Images per second of the steps after the first, which finds the pipeline empty."""
-    with TrainLoader(
-        split,
-        augment=_AUGMENT,
-        image_px=_PX,
-        batch=BatchSpec(global_samples=_SAMPLES),
-        seed=seed,
-        rank=0,
-        world_size=1,
-        micro_batch=_SAMPLES,
-        threads=threads,
-    ) as loader:
+    with one_rank_loader(split, _AUGMENT, samples=_SAMPLES, image_px=_PX, seed=seed) as loader:
         steps = loader.batches(0)
         next(steps)
         began = time.perf_counter()

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.figure import Figure, arguments, conclude, conditions
-from benchmarks.loading import photos, shard_set
+from benchmarks.loading import one_rank_loader, photos, shard_set
 from benchmarks.peers import BATCH, Batches, Box, Crops, Opener, Setting, opened_peers
 from benchmarks.processes import one_torch_thread
 from pipeline.data.feed.augment import Draws
@@ -132,17 +132,7 @@ def _samples(split: Split, seed: int) -> list[Sample]:
 
 
 def _loader(split: Split, seed: int) -> TrainLoader:
-    return TrainLoader(
-        split,
-        augment=_AUGMENT,
-        image_px=_PX,
-        batch=BatchSpec(global_samples=BATCH),
-        seed=seed,
-        rank=0,
-        world_size=1,
-        micro_batch=BATCH,
-        threads=len(os.sched_getaffinity(0)),
-    )
+    return one_rank_loader(split, _AUGMENT, samples=BATCH, image_px=_PX, seed=seed)
 
 
 def _our_rate(split: Split, seed: int) -> float:

@@ -1,51 +1,49 @@
 """Shard sets for the benchmarks of the loader: of photos, or of pictures made up in an instant."""
 
 import io
+import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
+from benchmarks.in_process import serial_tools
+from benchmarks.raw_corpora import CLOTHING
+from pipeline.data.feed.loader import TrainLoader
 from pipeline.data.ingest.build import build_shard_set
-from pipeline.data.shards.shard_set import ShardSet
+from pipeline.data.shards.shard_set import ShardSet, Split
 from pipeline.data.sources import fingerprint
-from pipeline.data.staging import BuildTools
 from schemas.data import IngestSpec
+from schemas.training import AugmentSpec, BatchSpec
 
 X = TypeVar("X")
-Y = TypeVar("Y")
-CLOTHING = Path(__file__).resolve().parents[2] / "shared" / "data" / "clothing.tar"
-
-
-class _OneByOne:
-    """A task pool of this thread: the time limit of a decoder is that of its process."""
-
-    def map(
-        self,
-        function: Callable[[X], Y],
-        items: Iterable[X],
-        *,
-        label: str,  # noqa: ARG002 - nobody watches
-        memory_bytes: int = 0,  # noqa: ARG002 - there is enough
-    ) -> Iterator[tuple[X, Y]]:
-        for item in items:
-            yield item, function(item)
-
-
-class _Unstoppable:
-    def requested(self) -> bool:
-        return False
 
 
 def shard_set(source: dict[str, Any], where: Path, **fields: Any) -> ShardSet:
     """Build the set of a source into a folder."""
     spec = IngestSpec.parse({"source": source, "near_duplicates": False, **fields})
-    tools = BuildTools(_OneByOne(), where / "progress", _Unstoppable(), lambda _line: None)
+    tools = serial_tools(where / "progress")
     build_shard_set(spec, fingerprint=fingerprint(spec.source), tools=tools, out=where / "out")
     return ShardSet.open(where / "out")
+
+
+def one_rank_loader(
+    split: Split, augment: AugmentSpec, *, samples: int, image_px: tuple[int, int], seed: int
+) -> TrainLoader:
+    """All of each batch in this process, with a thread for each core."""
+    return TrainLoader(
+        split,
+        augment=augment,
+        image_px=image_px,
+        batch=BatchSpec(global_samples=samples),
+        seed=seed,
+        rank=0,
+        world_size=1,
+        micro_batch=samples,
+        threads=len(os.sched_getaffinity(0)),
+    )
 
 
 def photos(corpus: Path | None, where: Path, *, limit: int) -> Path:

@@ -7,17 +7,17 @@ from pathlib import Path
 
 from benchmarks.figure import Figure, arguments, conclude, conditions
 from benchmarks.processes import VITRAIL, measure
+from benchmarks.raw_corpora import CLOTHING
 from schemas.evaluation import AccuracyReport
 
 _SECONDS = 600.0
-_CLOTHING = Path(__file__).resolve().parents[2] / "shared" / "data" / "clothing.tar"
 _CLOTHING_SPLITS = "{train: clothing/train, test: clothing/test}"
 
 
 def main() -> int:
     """Run the recipe once in a fresh workspace."""
     options = arguments(__doc__)
-    corpus = options.corpus or _CLOTHING
+    corpus = options.corpus or CLOTHING
     with tempfile.TemporaryDirectory() as folder:
         command = (VITRAIL, "run", "photos", "--output", "json", "--set", f"seed={options.seed}")
         run = measure(*command, *_source(corpus), cwd=Path(folder))
@@ -41,7 +41,7 @@ def main() -> int:
 
 
 def _source(corpus: Path) -> list[str]:
-    if corpus == _CLOTHING:
+    if corpus == CLOTHING:
         source = f"{{type: tar, uri: {corpus}, splits: {_CLOTHING_SPLITS}}}"
         return ["--set", f"corpus.source={source}", "--set", "corpus.split=null"]
     kind = "tar" if corpus.is_file() else "image_folder"

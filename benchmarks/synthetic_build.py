@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from benchmarks.in_process import NeverStop
+from infra.serial_pool import NeverStop
 from infra.storage import LocalStore
 from pipeline.data.ingest.build import build_shard_set
 from pipeline.data.ingest.listing import Listing, ListTask, list_part

@@ -2,12 +2,12 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import pyarrow.compute as pc
 
+from infra.serial_pool import NeverStop, SerialPool
 from jobs.console import print_document, stderr, stdout, table
 from jobs.data_sets import SetName
 from jobs.target import Target
@@ -26,9 +26,6 @@ from schemas.inspection import (
     VerifyDocument,
 )
 from schemas.manifest import ShardSetManifest
-
-X = TypeVar("X")
-Y = TypeVar("Y")
 
 _UID = re.compile(r"[0-9a-f]{32}")
 _CLASSES_SHOWN = 20
@@ -119,31 +116,8 @@ def _draw(data: ShardSet, folder: Path) -> tuple[str, ...]:
 
     console = stderr()
     say: Callable[[str], None] = lambda line: console.print(line, markup=False)  # noqa: E731
-    report = measure(data, BuildTools(_InThisProcess(), folder, _Never(), say))
+    report = measure(data, BuildTools(SerialPool(), folder, NeverStop(), say))
     return tuple(str(path) for path in (*draw_corpus(folder, report), write_sheet(folder, data)))
-
-
-class _InThisProcess:
-    """A `TaskPool` for work that is small enough not to start a cluster for."""
-
-    def map(
-        self,
-        function: Callable[[X], Y],
-        items: Iterable[X],
-        *,
-        label: str,  # noqa: ARG002
-        memory_bytes: int = 0,  # noqa: ARG002
-    ) -> Iterator[tuple[X, Y]]:
-        """One item after the other."""
-        return ((item, function(item)) for item in items)
-
-
-class _Never:
-    """A `StopSignal` for a command that Ctrl-C simply ends."""
-
-    def requested(self) -> bool:
-        """Nobody asks."""
-        return False
 
 
 def verify_set(name: SetName, output: str) -> int:

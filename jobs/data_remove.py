@@ -4,14 +4,13 @@ The spec gets a stage of kind `remove`, and what read the set reads that stage; 
 So the removal is in the file for everybody to see, later runs keep to it, and nothing is rewritten.
 """
 
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar
 
 import pyarrow as pa
 
+from infra.serial_pool import NeverStop, SerialPool
 from jobs.commands import run_spec
 from jobs.console import stderr
 from jobs.data_sets import made_last, one_node
@@ -29,9 +28,6 @@ from schemas.curation import RemoveSpec, is_uid
 from schemas.errors import UsageError
 from schemas.manifest import DATASET_FOLDER
 from schemas.stage import SHARD_SETS, STAGE_NAME
-
-X = TypeVar("X")
-Y = TypeVar("Y")
 
 
 @dataclass(frozen=True)
@@ -105,7 +101,7 @@ def _images(data: ShardSet, named: Named) -> dict[str, str]:
     """Uid -> source of every live image that is named."""
     spec = RemoveSpec(data="data", uids=named.uids, sources=named.sources)
     with TemporaryDirectory() as scratch:
-        tools = BuildTools(_HerePool(), Path(scratch), _NoStop(), lambda _line: None)
+        tools = BuildTools(SerialPool(), Path(scratch), NeverStop(), lambda _line: None)
         rows: pa.Table = find_images(data, spec, tools=tools).rows
     if not len(rows):
         raise UsageError("all of these images were taken out before")
@@ -122,22 +118,3 @@ def _free_name(wanted: str, taken: tuple[str, ...], *, given: bool) -> str:
 
 def _tell(line: str) -> None:
     stderr().print(line, markup=False)
-
-
-class _HerePool:
-    """A `TaskPool` of this process alone: looking up names needs no cluster."""
-
-    def map(
-        self,
-        function: Callable[[X], Y],
-        items: Iterable[X],
-        *,
-        label: str,  # noqa: ARG002
-        memory_bytes: int = 0,  # noqa: ARG002
-    ) -> Iterator[tuple[X, Y]]:
-        return ((item, function(item)) for item in items)
-
-
-class _NoStop:
-    def requested(self) -> bool:
-        return False

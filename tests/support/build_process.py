@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from infra.serial_pool import SerialPool
 from pipeline.ports import TaskPool
 from schemas.data import IngestSpec
 from tests.support.datasets import build
-from tests.support.pools import SerialPool
 
 BROKEN_CODEC = Path(__file__).parent / "broken_codec"
 ROOT = Path(__file__).parents[2]

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from infra.serial_pool import NeverStop, SerialPool
 from pipeline.data.ingest.build import BuildResult, build_shard_set
 from pipeline.data.shards.shard_set import ShardSet, Split
 from pipeline.data.sources import fingerprint
@@ -10,7 +11,6 @@ from pipeline.data.staging import BuildTools
 from pipeline.ports import RemoteFiles, StopSignal, TaskPool
 from schemas.data import IngestSpec
 from tests.support.corpora import write_folder
-from tests.support.pools import NoStop, SerialPool
 
 
 def ingest_spec(folder: Path, **fields: Any) -> IngestSpec:
@@ -31,7 +31,7 @@ def build(
 ) -> BuildResult:
     """Build into `where / "out"`, with progress in `where / "progress"`."""
     lines = [] if said is None else said
-    pool, stop = pool or SerialPool(), stop or NoStop()
+    pool, stop = pool or SerialPool(), stop or NeverStop()
     tools = BuildTools(pool, where / "progress", stop, lines.append, files)
     found = fingerprint(spec.source, files)
     return build_shard_set(spec, fingerprint=found, tools=tools, out=where / "out")

@@ -5,23 +5,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from infra.serial_pool import SerialPool
+
 X = TypeVar("X")
 Y = TypeVar("Y")
-
-
-class SerialPool:
-    """One task after the other, in the order given."""
-
-    def map(
-        self,
-        function: Callable[[X], Y],
-        items: Iterable[X],
-        *,
-        label: str,
-        memory_bytes: int = 0,
-    ) -> Iterator[tuple[X, Y]]:
-        for item in items:
-            yield item, function(item)
 
 
 class ChaosPool:
@@ -81,13 +68,6 @@ class DyingPool(SerialPool):
 
 class KilledError(Exception):
     """The driver is gone."""
-
-
-class NoStop:
-    """Nobody asks for a stop."""
-
-    def requested(self) -> bool:
-        return False
 
 
 class StopAfter:

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from infra.serial_pool import NeverStop, SerialPool
 from jobs.stage import StageEntry, StageOutput, StageTools
 from pipeline.data.sources import fingerprint
 from schemas.artifacts import KeyRecord
 from schemas.runs import InputArtifact, StageRequest
 from schemas.stage import StageSpec
-from tests.support.pools import NoStop, SerialPool
 
 
 @dataclass
@@ -65,7 +65,7 @@ def run_stage(
     said: list[str] = []
     say: Callable[[str], None] = said.append
     tools = StageTools(
-        attempt=attempt, pool=SerialPool(), stop=NoStop(), metrics=MemoryLog(), say=say
+        attempt=attempt, pool=SerialPool(), stop=NeverStop(), metrics=MemoryLog(), say=say
     )
     output = entry(request, tools)
     return StageRun(output, _as_input(request, attempt.path, output.metrics), said)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from infra.serial_pool import NeverStop, SerialPool
 from pipeline.data.curation.filter import NamedSplit, filter_split
 from pipeline.data.curation.removing import remove_images
 from pipeline.data.ingest.append import append_images
@@ -17,7 +18,7 @@ from schemas.curation import AppendSpec, FilterSpec, RemoveSpec
 from schemas.errors import DataError, SpecError
 from tests.support.corpora import encode, picture, write_folder
 from tests.support.datasets import build, ingest_spec, uids
-from tests.support.pools import ChaosPool, DyingPool, KilledError, NoStop, SerialPool
+from tests.support.pools import ChaosPool, DyingPool, KilledError
 
 SPLITS = {"train": "train", "test": "test"}
 
@@ -31,7 +32,7 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     build(ingest_spec(folder, splits=SPLITS, shard_bytes=20_000), root)
     whole = ShardSet.open(root / "out")
     train, test = (NamedSplit(f"old@{name}", whole, name) for name in ("train", "test"))
-    tools = BuildTools(SerialPool(), root / "progress", NoStop(), [].append)
+    tools = BuildTools(SerialPool(), root / "progress", NeverStop(), [].append)
     spec = FilterSpec(data="old", against=("old@test",))
     filter_split(train, [test], spec, tools=tools, out=root / "clean")
     clean = ShardSet.open(root / "clean")
@@ -60,7 +61,7 @@ def append_spec(folder: Path, **fields: Any) -> AppendSpec:
 def append(
     old: ShardSet, spec: AppendSpec, where: Path, *, pool: TaskPool | None = None
 ) -> DerivedSet:
-    tools = BuildTools(pool or SerialPool(), where / "progress", NoStop(), [].append)
+    tools = BuildTools(pool or SerialPool(), where / "progress", NeverStop(), [].append)
     state = fingerprint(spec.source)
     whole, _ = append_images(old, spec, fingerprint=state, tools=tools, out=where / "out")
     return whole
@@ -196,7 +197,7 @@ def test_a_filter_cleans_what_was_appended(grown: ShardSet, tmp_path: Path) -> N
     (folder / "train" / "stripes" / "twin.jpg").write_bytes(twin)
     append(grown, append_spec(folder), tmp_path)
     data = ShardSet.open(tmp_path / "out")
-    tools = BuildTools(SerialPool(), tmp_path / "filter", NoStop(), [].append)
+    tools = BuildTools(SerialPool(), tmp_path / "filter", NeverStop(), [].append)
     result = filter_split(
         NamedSplit("grown@train", data, "train"),
         [],

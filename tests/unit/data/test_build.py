@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from infra.serial_pool import SerialPool
 from pipeline.data.order import keyed_hash
 from pipeline.data.shards.shard_set import ShardSet
 from pipeline.ports import TaskPool
@@ -23,7 +24,7 @@ from tests.support.corpora import (
     write_tar,
 )
 from tests.support.datasets import build, ingest_spec, small_set
-from tests.support.pools import ChaosPool, DyingPool, KilledError, SerialPool, StopAfter
+from tests.support.pools import ChaosPool, DyingPool, KilledError, StopAfter
 
 
 def rejections(folder: Path) -> dict[str, str]:

@@ -7,6 +7,7 @@ import pyarrow.compute as pc
 import pytest
 from PIL import Image
 
+from infra.serial_pool import NeverStop, SerialPool
 from pipeline.data.curation.filter import FilterResult, NamedSplit, filter_split
 from pipeline.data.order import EpochOrder
 from pipeline.data.shards.shard_set import ShardSet
@@ -19,7 +20,7 @@ from schemas.records import TOMBSTONES
 from schemas.report import TestCopiesRow
 from tests.support.corpora import encode, picture, write_folder
 from tests.support.datasets import build, ingest_spec, uids
-from tests.support.pools import ChaosPool, DyingPool, KilledError, NoStop, SerialPool, StopAfter
+from tests.support.pools import ChaosPool, DyingPool, KilledError, StopAfter
 
 SPEC = FilterSpec(data="up", against=("down@test",))
 EXACT = {f"circle/planted{n}.jpg": f"test/circle/{n:03d}.jpg" for n in range(3)}
@@ -69,7 +70,7 @@ def clean(
     block_rows: int = 1000,
 ) -> FilterResult:
     up, down = sets
-    tools = BuildTools(pool or SerialPool(), where / "progress", NoStop(), [].append)
+    tools = BuildTools(pool or SerialPool(), where / "progress", NeverStop(), [].append)
     against = [NamedSplit("down@test", down, "test")] if spec.against else []
     cleaned = NamedSplit("up@train", up, "train")
     return filter_split(
@@ -230,7 +231,7 @@ def test_changed_tombstones_are_refused(sets: tuple[ShardSet, ShardSet], tmp_pat
 
 def test_removing_everything_is_refused(sets: tuple[ShardSet, ShardSet], tmp_path: Path) -> None:
     test = NamedSplit("down@test", sets[1], "test")
-    tools = BuildTools(SerialPool(), tmp_path / "progress", NoStop(), [].append)
+    tools = BuildTools(SerialPool(), tmp_path / "progress", NeverStop(), [].append)
     with pytest.raises(DataError, match="no image of down@test would be left"):
         filter_split(test, [test], SPEC, tools=tools, out=tmp_path / "out")
 

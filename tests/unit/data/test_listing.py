@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.serial_pool import NeverStop, SerialPool
 from pipeline.data.ingest.listing import Listing, list_corpus, load_listing, save_listing
 from pipeline.data.sources.webdataset import WebDatasetCorpus
 from pipeline.data.staging import BuildTools, Staging
@@ -17,7 +18,7 @@ from schemas.sources import SourceSpec, WebDatasetSource
 from tests.support.containers import write_idx, write_parquet, write_shards
 from tests.support.corpora import encode, picture, write_folder, write_tar
 from tests.support.datasets import build, build_from, ingest_spec
-from tests.support.pools import ChaosPool, DyingPool, KilledError, NoStop, SerialPool
+from tests.support.pools import ChaosPool, DyingPool, KilledError
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def listed(source: SourceSpec, where: Path, pool: TaskPool) -> tuple[Listing, dict[str, bytes]]:
     staging = Staging(where)
-    tools = BuildTools(pool, where, NoStop(), [].append)
+    tools = BuildTools(pool, where, NeverStop(), [].append)
     found = list_corpus(source, staging, tools)
     save_listing(staging, found)
     return found, {file.name: file.read_bytes() for file in (where / "listing").iterdir()}

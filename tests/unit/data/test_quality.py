@@ -3,13 +3,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from infra.serial_pool import NeverStop, SerialPool
 from pipeline.data.shards.quality import EXAMPLES, Tally, measure
 from pipeline.data.shards.shard_set import ShardSet
 from pipeline.data.staging import BuildTools
 from schemas.quality import Histogram, QualityReport
 from tests.support.corpora import encode
 from tests.support.datasets import build, ingest_spec
-from tests.support.pools import ChaosPool, NoStop, SerialPool
+from tests.support.pools import ChaosPool
 
 SIZES = ((40, 80), (80, 40), (60, 60))
 
@@ -42,7 +43,7 @@ def measured(where: Path, *, hashes: bool = True, chaos: bool = False) -> Qualit
     data = ShardSet.open(where / "out")
     assert data.manifest.num_shards > 2
     pool = ChaosPool(workers=2, seed=1) if chaos else SerialPool()
-    return measure(data, BuildTools(pool, where, NoStop(), lambda _: None))
+    return measure(data, BuildTools(pool, where, NeverStop(), lambda _: None))
 
 
 @pytest.fixture(scope="module")

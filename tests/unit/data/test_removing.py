@@ -5,6 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from infra.serial_pool import NeverStop, SerialPool
 from pipeline.data.curation.removing import Found, remove_images
 from pipeline.data.order import EpochOrder
 from pipeline.data.shards.shard_set import ShardSet
@@ -12,7 +13,6 @@ from pipeline.data.staging import BuildTools, sha256_of
 from schemas.curation import RemoveSpec
 from schemas.errors import DataError
 from tests.support.datasets import small_set, uids
-from tests.support.pools import NoStop, SerialPool
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 def remove(data: ShardSet, where: Path, **fields: object) -> Found:
     spec = RemoveSpec.parse({"data": "corpus", **fields})
     where.mkdir(parents=True, exist_ok=True)
-    tools = BuildTools(SerialPool(), where / "progress", NoStop(), [].append)
+    tools = BuildTools(SerialPool(), where / "progress", NeverStop(), [].append)
     return remove_images(data, spec, tools=tools, out=where / "out")[1]
 
 

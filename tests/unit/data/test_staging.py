@@ -3,6 +3,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from infra.serial_pool import NeverStop, SerialPool
 from pipeline.data.staging import (
     BuildTools,
     Progress,
@@ -13,7 +14,6 @@ from pipeline.data.staging import (
     write_table,
 )
 from schemas.errors import DiskFullError
-from tests.support.pools import NoStop, SerialPool
 
 
 def test_a_full_disk_is_one_sentence_with_path_and_bytes() -> None:
@@ -65,7 +65,7 @@ def test_a_table_comes_back_as_it_was(tmp_path: Path) -> None:
 
 def test_progress_says_when_it_is_done(tmp_path: Path) -> None:
     said: list[str] = []
-    progress = Progress(BuildTools(SerialPool(), tmp_path, NoStop(), said.append), "cutting", 2)
+    progress = Progress(BuildTools(SerialPool(), tmp_path, NeverStop(), said.append), "cutting", 2)
     progress.finished(600)
     progress.finished(500)
     assert said[-1].startswith("cutting: 2 of 2, 1,100 images, ")

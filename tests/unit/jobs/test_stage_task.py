@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from infra.serial_pool import SerialPool
 from infra.storage import LocalStore
 from jobs import filter as filter_job
 from jobs import ingest as ingest_job
@@ -26,7 +27,6 @@ from schemas.manifest import DATASET_FOLDER
 from schemas.runs import InputArtifact, StageOutcome, StageRequest
 from tests.support.corpora import write_folder
 from tests.support.fakes import FixedProvenance
-from tests.support.pools import SerialPool
 
 TEXT = """\
 name: mend
