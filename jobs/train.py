@@ -78,9 +78,7 @@ def resolve_model(
     if start is None:
         return spec.whole_model().to_vit(num_classes=num_classes)
     saved = SavedModel.model_validate_json((Path(start.path) / MODEL / MODEL_FILE).read_text())
-    image_px = spec.model.image_px or saved.spec.image_px
-    sides = (image_px, image_px) if isinstance(image_px, int) else image_px
-    return saved.spec.revise(num_classes=num_classes, image_px=sides)
+    return spec.model.applied_to(saved.spec, num_classes=num_classes)
 
 
 def _search(

@@ -1,17 +1,16 @@
 """What a stage will cost, from specs alone: parameters, FLOPs, memory, disk. Rough, and stated."""
 
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from schemas.data import CorpusSpec, IngestSpec
 from schemas.evaluation import EvaluateSpec
 from schemas.experiment import AnyStage
-from schemas.model import ViTSpec
+from schemas.model import CHANNELS, ResNetStemSpec, ViTSpec
 from schemas.sources import SourceSpec
 from schemas.stage import StageRef
 from schemas.training import FinetuneSpec, PretrainSpec
 
-CHANNELS = 3
 FP32_BYTES = 4
 ASSUMED_CLASSES = 1000
 """Where the classes are known only once the corpus is read."""
@@ -46,37 +45,100 @@ class Graph(Protocol):
 def vit_parameters(spec: ViTSpec) -> int:
     """Learned numbers of a ViT, head included.
 
-    With width D, depth L, MLP width M, patch side P, N patches, T tokens (N, and 1 with a class
-    token), K classes:
+    With width D, depth L, MLP width M, V numbers in a patch, N patches, S leading tokens with a
+    position, K classes, and E = D / heads:
 
-    - patches 3 P^2 D + D, positions T D, class token D (pool `cls` only)
-    - each of L blocks: two norms 4 D, attention 4 D^2 + 4 D, MLP 2 D M + M + D
-    - last norm 2 D, head D K + K
+    - stem, patches V D + D, one D for each leading token, positions `_position_numbers`
+    - each of L blocks (two in an axial one): two norms 4 D, attention 4 D^2 + 4 D, MLP
+      2 D M + M + D; with `layer_scale` 2 D, with `qk_norm` 4 E
+    - last norm 2 D; pool `map` D and a block without its first norm; a hidden layer D^2 + D;
+      each head D K + K
     """
     width, hidden = spec.width, spec.mlp_dim
-    embedding = CHANNELS * spec.patch_px**2 * width + width + tokens(spec) * width
-    class_token = width if spec.pool == "cls" else 0
-    block = 4 * width + (4 * width**2 + 4 * width) + (2 * width * hidden + hidden + width)
-    head = width * spec.num_classes + spec.num_classes
-    return embedding + class_token + spec.depth * block + 2 * width + head
+    embedding = spec.patch_values * width + width + spec.leading * width
+    attention, mlp = 4 * width**2 + 4 * width, 2 * width * hidden + hidden + width
+    block = 4 * width + attention + mlp
+    block += 2 * width if spec.layer_scale else 0
+    block += 4 * (width // spec.num_heads) if spec.qk_norm else 0
+    pooling = width + attention + 2 * width + mlp if spec.pool == "map" else 0
+    hidden_layer = width**2 + width if spec.hidden_head else 0
+    heads = (1 + spec.distillation_token) * (width + 1) * spec.num_classes
+    blocks = spec.depth * (2 if spec.axial else 1) * block
+    own = embedding + _position_numbers(spec) + blocks + 2 * width + pooling + hidden_layer + heads
+    return own + (_stem_parameters(spec.stem) if spec.stem else 0)
+
+
+def _position_numbers(spec: ViTSpec) -> int:
+    """Tables of (S + N) D, or S D + (rows + columns) D / 2; (2 N - 1) D of distances a block."""
+    if spec.position == "learned_1d":
+        return spec.tables * (spec.slots + spec.patches) * spec.width
+    if spec.position == "learned_2d":
+        return spec.tables * (spec.slots * spec.width + sum(spec.grid) * (spec.width // 2))
+    if spec.position == "relative":
+        lines = spec.grid if spec.axial else (spec.patches,)
+        return spec.depth * sum(2 * line - 1 for line in lines) * spec.width
+    return 0
+
+
+def _stem_parameters(stem: ResNetStemSpec) -> int:
+    """Kernels, and two numbers for each channel of the norm after each."""
+    convolutions = _convolutions(stem, image_px=(stem.stride, stem.stride))
+    return sum(each.kernel + 2 * each.out for each in convolutions)
+
+
+class _Convolution(NamedTuple):
+    kernel: int
+    """Numbers in all its kernels."""
+    out: int
+    """Channels."""
+    cells: int
+    """Places where it is computed."""
+
+
+def _convolutions(stem: ResNetStemSpec, *, image_px: tuple[int, int]) -> list[_Convolution]:
+    """The root, 7 x 7; in each unit 1 x 1, 3 x 3, 1 x 1; a projection in the first of a stage."""
+    cells = image_px[0] * image_px[1]
+    found = [_Convolution(CHANNELS * 49 * stem.width, stem.width, cells // 4)]
+    source = stem.width
+    cells //= 16
+    for stage, units in enumerate(stem.blocks):
+        width, before = stem.width * 2**stage, cells
+        cells = before // (4 if stage else 1)
+        for unit in range(units):
+            found.append(_Convolution(source * width, width, cells if unit else before))
+            found.append(_Convolution(9 * width * width, width, cells))
+            found.append(_Convolution(width * 4 * width, 4 * width, cells))
+            if not unit:
+                found.append(_Convolution(source * 4 * width, 4 * width, cells))
+            source = 4 * width
+    return found
 
 
 def vit_flops(spec: ViTSpec) -> int:
     """FLOPs of one image forward, two for each multiply-add; in the letters of `vit_parameters`.
 
-    2 (3 P^2 D N  +  L (4 D^2 T + 2 D M T + 2 T^2 D)  +  D K). The term in T^2 is attention. Norms,
-    softmax, GELU and biases are left out: below 2 % at the sizes of the paper.
+    2 (stem + V D N  +  L (4 D^2 T + 2 D M T + 2 T^2 D)  +  D K) for T tokens, none dropped.
+    The term in T^2 is attention: half more with relative positions, and along rows and columns
+    alone in an axial block, whose other terms are doubled. Pool `map` adds 2 D^2 (T + 1) + 2 D M.
+    Norms, softmax, GELU and biases are left out: below 2 % at the sizes of the paper.
     """
     width, length = spec.width, tokens(spec)
-    patches = spec.grid[0] * spec.grid[1] * CHANNELS * spec.patch_px**2 * width
-    linear = length * (4 * width**2 + 2 * width * spec.mlp_dim)
-    attention = 2 * length**2 * width
-    return 2 * (patches + spec.depth * (linear + attention) + width * spec.num_classes)
+    stem = _convolutions(spec.stem, image_px=spec.image_px) if spec.stem else []
+    convolutions = sum(each.kernel * each.cells for each in stem)
+    patches = spec.patches * spec.patch_values * width
+    linear = length * (4 * width**2 + 2 * width * spec.mlp_dim) * (2 if spec.axial else 1)
+    seen = sum(spec.grid) if spec.axial else length
+    attention = (3 if spec.position == "relative" else 2) * length * seen * width
+    pooling = 2 * width * (width * (length + 1) + spec.mlp_dim) if spec.pool == "map" else 0
+    heads = (1 + spec.distillation_token) * width * spec.num_classes
+    hidden = width**2 if spec.hidden_head else 0
+    blocks = spec.depth * (linear + attention)
+    return 2 * (convolutions + patches + blocks + pooling + hidden + heads)
 
 
 def tokens(spec: ViTSpec) -> int:
-    """Length of the sequence: patches, and the class token if there is one."""
-    return spec.grid[0] * spec.grid[1] + (1 if spec.pool == "cls" else 0)
+    """Length of the sequence: patches, and what comes before them."""
+    return spec.leading + spec.patches
 
 
 def training_state_bytes(
@@ -176,9 +238,7 @@ def _model(node: Node, graph: Graph) -> ViTSpec:
     if "init" not in node.inputs:
         return spec.whole_model().to_vit(num_classes=classes)
     start = _model(graph.node(node.inputs["init"].stage), graph)
-    side = spec.model.image_px
-    square = (side, side) if isinstance(side, int) else side
-    return start.revise(num_classes=classes, image_px=square or start.image_px)
+    return spec.model.applied_to(start, num_classes=classes)
 
 
 def _num_classes(node: Node, graph: Graph) -> int:

@@ -299,7 +299,7 @@ class FinetuneSpec(TrainingSpec):
     init: Input[str | None]
     """The stage whose weights are the start; null trains from scratch."""
     model: Semantic[ModelChange] = ModelChange()
-    """With `init` only `image_px` may change (positions are interpolated)."""
+    """With `init`: another `image_px` (positions are interpolated) and regularisation."""
     search: Semantic[SearchSpec | None] = None
     """Replaces `optim.peak_lr` and `duration` by the best pair found."""
 
@@ -320,11 +320,11 @@ class FinetuneSpec(TrainingSpec):
         if self.init is None:
             self.whole_model()
             return self
-        fixed = sorted(set(self.model.given()) - {"image_px"})
+        fixed = sorted(set(self.model.given()) - set(ModelChange.FREE_WITH_WEIGHTS))
         if fixed:
             raise ValueError(
                 f"model.{fixed[0]} is fixed by the weights of {self.init!r}; "
-                "with init only model.image_px may be given"
+                f"with init only {', '.join(ModelChange.FREE_WITH_WEIGHTS)} may be given"
             )
         return self
 

@@ -5,29 +5,38 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pipeline.model.positions import resize_positions
+from pipeline.model.positions import resized_tables
 from pipeline.model.vit import ViT
 from schemas.errors import SpecError
-from schemas.model import ViTSpec
+from schemas.model import ModelChange, ViTSpec
 
-_FREE = frozenset({"image_px", "num_classes", "position_resize"})
-_HEAD = ("head.weight", "head.bias")
+_FREE = frozenset({*ModelChange.FREE_WITH_WEIGHTS, "num_classes", "hidden_head"})
+_HEADS = ("head", "distillation_head", "hidden")
 
 
 def adapt(weights: Mapping[str, Tensor], source: ViTSpec, target: ViTSpec) -> dict[str, Tensor]:
-    """The start of `target`: weights of `source`, a zero head, positions resized in 2-D.
+    """The start of `target`: weights of `source`, zero heads, positions resized to its grid.
+
+    The hidden layer of a head is part of the head: it goes, as in the paper.
 
     Raises:
-        SpecError: If the specs differ in more than input size and classes, or if `weights` lacks a
-            parameter of `source`, holds another one, or one of another shape; all are listed.
+        SpecError: If the specs differ in more than input size, head and regularisation, or if
+            `weights` lacks a parameter of `source`, holds another one, or one of another shape; all
+            are listed.
     """
     _check_specs(source, target)
     check_weights(weights, source)
-    adapted = {name: tensor for name, tensor in weights.items() if name not in _HEAD}
-    adapted["position"] = resize_positions(weights["position"], source, target)
-    adapted["head.weight"] = torch.zeros(target.num_classes, target.width)
-    adapted["head.bias"] = torch.zeros(target.num_classes)
+    adapted = {name: it for name, it in weights.items() if name.partition(".")[0] not in _HEADS}
+    adapted |= resized_tables(weights, source, target)
+    for name in heads(target):
+        adapted[f"{name}.weight"] = torch.zeros(target.num_classes, target.width)
+        adapted[f"{name}.bias"] = torch.zeros(target.num_classes)
     return adapted
+
+
+def heads(spec: ViTSpec) -> tuple[str, ...]:
+    """Names of the linear heads that `spec` has."""
+    return _HEADS[: 1 + spec.distillation_token] if spec.num_classes else ()
 
 
 def check_weights(weights: Mapping[str, Tensor], spec: ViTSpec) -> None:
@@ -57,6 +66,8 @@ def check_weights(weights: Mapping[str, Tensor], spec: ViTSpec) -> None:
 def _check_specs(source: ViTSpec, target: ViTSpec) -> None:
     before, after = dict(source), dict(target)
     changed = [name for name in before if name not in _FREE and before[name] != after[name]]
+    if target.hidden_head:
+        changed.append("hidden_head")
     if changed:
         pairs = ", ".join(f"{name} {before[name]!r} -> {after[name]!r}" for name in changed)
         raise SpecError(

@@ -1,155 +1,238 @@
 """The Vision Transformer of Dosovitskiy et al. (2020), one sitting to read.
 
-Axes in names: B batch, C channels, H W pixels, N tokens, D width, A heads, E width of a head,
-K classes. Nothing here knows of training, files or devices.
+Axes in names: B batch, C channels, H W pixels, N tokens, D width, K classes, S leading tokens with
+a position, T all tokens, M patches that stay. Attention, blocks, stem, pooling, positions and
+initial weights have files beside this one. Nothing here knows of training, files or devices.
 """
-
-import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the name everybody knows
+from torch.utils.checkpoint import checkpoint
 
+from pipeline.model.block import AxialBlock, Block
+from pipeline.model.initial import initial_weights
+from pipeline.model.noise import ForwardNoise
+from pipeline.model.pooling import AttentionPooling
+from pipeline.model.positions import crossed, for_all_tokens, sincos_2d
+from pipeline.model.stem import ResNetStem
 from schemas.model import ViTSpec
 
-CHANNELS = 3
 KEY_BIAS = ".attention.key.bias"
 """How the names of key biases end: their true gradient is zero, so comparisons leave them out."""
 
 
+def build(spec: ViTSpec, *, seed: int) -> "ViT":
+    """A ViT on the CPU with the initial weights of the authors' code, fixed by (spec, seed).
+
+    The global generator is left alone. The model starts in training mode.
+    """
+    with torch.device("meta"):
+        model = ViT(spec)  # no memory and no draw
+    weights = initial_weights(spec, model.named_parameters(), seed=seed)
+    model.load_state_dict(weights, assign=True)
+    return model
+
+
 def normalise(pixels_BHWC: Tensor, spec: ViTSpec) -> Tensor:
     """Bytes 0..255 in [B, H, W, C] -> float32 [B, C, H, W], zero mean and unit spread by `spec`."""
-    scale = 1.0 / (255.0 * spec.pixel_std)
+    means, stds = spec.pixel_mean, spec.pixel_std
+    device = pixels_BHWC.device
+    scale_C11 = torch.tensor([1.0 / (255.0 * std) for std in stds], device=device)[:, None, None]
+    shift_C11 = torch.tensor(
+        [mean / std for mean, std in zip(means, stds, strict=True)], device=device
+    )[:, None, None]
     pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2).to(torch.float32)
-    return pixels_BCHW.mul_(scale).sub_(spec.pixel_mean / spec.pixel_std).contiguous()
+    return pixels_BCHW.mul_(scale_C11).sub_(shift_C11).contiguous()
 
 
-def patchify(pixels_BCHW: Tensor, patch_px: int) -> Tensor:
-    """Cut images into square patches, row by row: [B, C, H, W] -> [B, N, C * P * P].
+def patchify(pixels_BCHW: Tensor, side: int) -> Tensor:
+    """Cut images, or grids of features, into square patches in reading order.
 
-    The order inside a patch is that of a convolution's weight, so both can be exchanged.
+    [B, C, H, W] -> [B, N, C * side * side]. The order inside a patch is that of a convolution's
+    weight, so both can be exchanged.
 
     Raises:
-        ValueError: If `patch_px` does not divide both sides.
+        ValueError: If `side` does not divide both sides.
     """
     batch, channels, height, width = pixels_BCHW.shape
-    if height % patch_px or width % patch_px:
-        raise ValueError(f"patch_px {patch_px} must divide both sides of {height} x {width} px")
-    rows, columns = height // patch_px, width // patch_px
-    cells = pixels_BCHW.reshape(batch, channels, rows, patch_px, columns, patch_px)
+    if height % side or width % side:
+        raise ValueError(f"patch_px {side} must divide both sides of {height} x {width} px")
+    rows, columns = height // side, width // side
+    cells = pixels_BCHW.reshape(batch, channels, rows, side, columns, side)
     return cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention; query, key and value are separate, each with its own init."""
-
-    def __init__(self, width: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-        self.out = nn.Linear(width, width)
-
-    def forward(self, tokens_BND: Tensor) -> Tensor:
-        """Mix tokens: [B, N, D] -> [B, N, D]."""
-        mixed_BANE = F.scaled_dot_product_attention(
-            self._split(self.query(tokens_BND)),
-            self._split(self.key(tokens_BND)),
-            self._split(self.value(tokens_BND)),
-        )
-        mixed_BND: Tensor = self.out(mixed_BANE.transpose(1, 2).reshape(tokens_BND.shape))
-        return mixed_BND
-
-    def _split(self, tokens_BND: Tensor) -> Tensor:
-        batch, tokens, _ = tokens_BND.shape
-        return tokens_BND.view(batch, tokens, self.num_heads, -1).transpose(1, 2)
-
-
-class Block(nn.Module):
-    """Pre-norm encoder block: attention, then a two-layer MLP, each with a residual."""
-
-    def __init__(self, spec: ViTSpec) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(spec.width, eps=spec.layer_norm_eps)
-        self.attention = Attention(spec.width, spec.num_heads)
-        self.norm2 = nn.LayerNorm(spec.width, eps=spec.layer_norm_eps)
-        self.dense1 = nn.Linear(spec.width, spec.mlp_dim)
-        self.gelu = nn.GELU(approximate="tanh" if spec.gelu == "tanh" else "none")
-        self.dense2 = nn.Linear(spec.mlp_dim, spec.width)
-
-    def forward(self, tokens_BND: Tensor) -> Tensor:
-        """One step of the encoder: [B, N, D] -> [B, N, D]."""
-        tokens_BND = tokens_BND + self.attention(self.norm1(tokens_BND))
-        hidden = self.gelu(self.dense1(self.norm2(tokens_BND)))
-        out_BND: Tensor = tokens_BND + self.dense2(hidden)
-        return out_BND
 
 
 class ViT(nn.Module):
     """The model that `spec` describes; `build` gives it its initial weights."""
 
     def __init__(self, spec: ViTSpec) -> None:
+        """Parts with empty weights."""
         super().__init__()
         self.spec = spec
-        rows, columns = spec.grid
-        has_class = spec.pool == "cls"
-        self.patch = nn.Linear(CHANNELS * spec.patch_px**2, spec.width)
-        self.class_token = nn.Parameter(torch.empty(spec.width)) if has_class else None
-        self.position = nn.Parameter(torch.empty(rows * columns + has_class, spec.width))
-        self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.depth))
-        self.norm = nn.LayerNorm(spec.width, eps=spec.layer_norm_eps)
-        self.head = nn.Linear(spec.width, spec.num_classes)
+        self.recomputes = False
+        """Whether blocks keep nothing for the backward pass and run twice instead."""
+        width, has_class = spec.width, spec.pool == "cls"
+        self.stem = ResNetStem(spec.stem) if spec.stem else None
+        self.patch = nn.Linear(spec.patch_values, width)
+        self.class_token = _empty(width) if has_class else None
+        self.distillation_token = _empty(width) if spec.distillation_token else None
+        self.registers = _empty(spec.registers, width) if spec.registers else None
+        self._add_positions()
+        self.dropout = nn.Dropout(spec.dropout)
+        self.blocks = nn.ModuleList(
+            AxialBlock(spec) if spec.axial else Block(spec, patches=spec.patches)
+            for _ in range(spec.depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=spec.layer_norm_eps)
+        self.pooling = AttentionPooling(spec) if spec.pool == "map" else None
+        self.hidden = nn.Linear(width, width) if spec.hidden_head else None
+        heads = 1 + spec.distillation_token if spec.num_classes else 0
+        self.head = nn.Linear(width, spec.num_classes) if heads else None
+        self.distillation_head = nn.Linear(width, spec.num_classes) if heads > 1 else None
 
-    def forward_features(self, pixels_BCHW: Tensor) -> Tensor:
-        """Normalised pixels [B, C, H, W] -> one feature vector for each image, [B, D]."""
-        tokens_BND: Tensor = self.patch(patchify(pixels_BCHW, self.spec.patch_px))
-        if self.class_token is not None:
-            class_B1D = self.class_token.expand(len(tokens_BND), 1, -1)
-            tokens_BND = torch.cat([class_B1D.to(tokens_BND.dtype), tokens_BND], dim=1)
-        tokens_BND = tokens_BND + self.position
-        for block in self.blocks:
-            tokens_BND = block(tokens_BND)
-        tokens_BND = self.norm(tokens_BND)
-        return tokens_BND.mean(dim=1) if self.class_token is None else tokens_BND[:, 0]
+    def _add_positions(self) -> None:
+        """Tables of [S + N, D], of rows and of columns; one for each layer where they differ."""
+        spec = self.spec
+        (rows, columns), half = spec.grid, spec.width // 2
+        lead = (spec.tables,) if spec.position_at == "every_layer" else ()
+        self.position: Tensor | None = None
+        self.position_rows = self.position_columns = self.position_slots = None
+        if spec.position == "learned_1d":
+            self.position = _empty(*lead, spec.slots + spec.patches, spec.width)
+        elif spec.position == "learned_2d":
+            self.position_rows = _empty(*lead, rows, half)
+            self.position_columns = _empty(*lead, columns, half)
+            if spec.slots:
+                self.position_slots = _empty(*lead, spec.slots, spec.width)
+        elif spec.position == "sincos_2d":
+            del self.position
+            self.register_buffer("position", sincos_2d(spec), persistent=False)
+
+    def forward(
+        self, pixels_BCHW: Tensor, noise: ForwardNoise | None = None, *, both_heads: bool = False
+    ) -> Tensor:
+        """Normalised pixels [B, C, H, W] -> logits [B, K]; features [B, D] where there is no head.
+
+        Args:
+            pixels_BCHW: Of the size that the spec says.
+            noise: Skipped branches and patches; None: all are there.
+            both_heads: Logits of the class token's and of the distillation token's head apart,
+                [B, 2, K], instead of their mean.
+        """
+        tokens_BTD = self.forward_tokens(pixels_BCHW, noise)
+        if self.distillation_head is None:
+            return self.forward_head(self._pool(tokens_BTD))
+        pair = self.forward_head(tokens_BTD[:, 0]), self.distillation_head(tokens_BTD[:, 1])
+        logits_B2K = torch.stack(pair, dim=1)
+        return logits_B2K if both_heads else logits_B2K.mean(dim=1)
+
+    def forward_features(self, pixels_BCHW: Tensor, noise: ForwardNoise | None = None) -> Tensor:
+        """Normalised pixels [B, C, H, W] -> what the head sees of each image, [B, D].
+
+        With a distillation token: the mean of both class tokens, as timm has it.
+        """
+        return self._pool(self.forward_tokens(pixels_BCHW, noise))
 
     def forward_head(self, features_BD: Tensor) -> Tensor:
-        """Features [B, D] -> logits [B, K]."""
-        logits_BK: Tensor = self.head(features_BD)
-        return logits_BK
+        """Features [B, D] -> logits [B, K] of the head; the features themselves where none is."""
+        return features_BD if self.head is None else self.head(features_BD)
 
-    def forward(self, pixels_BCHW: Tensor) -> Tensor:
-        """Normalised pixels [B, C, H, W] -> logits [B, K]."""
-        return self.forward_head(self.forward_features(pixels_BCHW))
+    def forward_tokens(self, pixels_BCHW: Tensor, noise: ForwardNoise | None = None) -> Tensor:
+        """Tokens after the last block [B, T, D], normalised if the spec says so.
+
+        First the class token, the distillation token and the registers, as far as there are any;
+        then patches in reading order, those alone that stay.
+        """
+        tokens_BTD = self._run(pixels_BCHW, noise or ForwardNoise(), seen=None)
+        return self.norm(tokens_BTD) if self.spec.norm_at == "tokens" else tokens_BTD
+
+    def hidden_states(self, pixels_BCHW: Tensor) -> list[Tensor]:
+        """Tokens [B, T, D] after each block, before the last norm."""
+        seen: list[Tensor] = []
+        self._run(pixels_BCHW, ForwardNoise(), seen=seen)
+        return seen
+
+    def _run(self, pixels_BCHW: Tensor, noise: ForwardNoise, seen: list[Tensor] | None) -> Tensor:
+        """Tokens after the last block; those after each block are appended to `seen`."""
+        grid_BCHW = pixels_BCHW if self.stem is None else self.stem(pixels_BCHW)
+        tokens_BTD = self._with_leading(self.patch(patchify(grid_BCHW, self.spec.patch_side)))
+        stay_BT = self._staying(noise)
+        tokens_BTD = tokens_BTD if stay_BT is None else _rows(tokens_BTD, stay_BT)
+        everywhere = self.spec.position_at != "stem"
+        tokens_BTD = self.dropout(self._placed(tokens_BTD, 0, stay_BT))
+        for index, block in enumerate(self.blocks):
+            if everywhere and index:
+                tokens_BTD = self._placed(tokens_BTD, index, stay_BT)
+            tokens_BTD = self._through(block, tokens_BTD, index, noise.keep_path_BL)
+            if seen is not None:
+                seen.append(tokens_BTD)
+        return tokens_BTD
+
+    def _with_leading(self, patches_BND: Tensor) -> Tensor:
+        """Class token, distillation token and registers put before the patches."""
+        kinds = (self.class_token, self.distillation_token, self.registers)
+        leading = [token for token in kinds if token is not None]
+        if not leading:
+            return patches_BND
+        shape = (len(patches_BND), -1, -1)
+        expanded = [
+            token.view(-1, self.spec.width).expand(shape).to(patches_BND.dtype) for token in leading
+        ]
+        return torch.cat([*expanded, patches_BND], dim=1)
+
+    def _staying(self, noise: ForwardNoise) -> Tensor | None:
+        """Indices of the tokens that stay, [B, T]; leading tokens always do."""
+        kept_BM = noise.kept_patches_BM
+        if kept_BM is None:
+            return None
+        if self.spec.axial or self.spec.position == "relative":
+            raise ValueError("axial blocks and relative positions need every patch of the grid")
+        leading = torch.arange(self.spec.leading, device=kept_BM.device).expand(len(kept_BM), -1)
+        return torch.cat([leading, kept_BM + self.spec.leading], dim=1)
+
+    def _placed(self, tokens_BTD: Tensor, layer: int, stay_BT: Tensor | None) -> Tensor:
+        """Tokens with the positions of this layer added."""
+        position = self.position
+        if self.position_rows is not None and self.position_columns is not None:
+            position = crossed(self.position_rows, self.position_columns)
+            if self.position_slots is not None:
+                position = torch.cat([self.position_slots, position], dim=-2)
+        if position is None:
+            return tokens_BTD
+        position_TD = for_all_tokens(position[layer] if position.ndim == 3 else position, self.spec)
+        return tokens_BTD + (position_TD if stay_BT is None else position_TD[stay_BT])
+
+    def _through(
+        self, block: nn.Module, tokens_BTD: Tensor, index: int, keep_BL: Tensor | None
+    ) -> Tensor:
+        """One block, with its factors out of those of all branches."""
+        count = AxialBlock.BRANCHES if self.spec.axial else Block.BRANCHES
+        keep_BR = None if keep_BL is None else keep_BL[:, index * count : (index + 1) * count]
+        if self.recomputes and torch.is_grad_enabled():
+            again: Tensor = checkpoint(block, tokens_BTD, keep_BR, use_reentrant=False)
+            return again
+        out: Tensor = block(tokens_BTD, keep_BR)
+        return out
+
+    def _pool(self, tokens_BTD: Tensor) -> Tensor:
+        """What the head sees of each image: [B, T, D] -> [B, D]."""
+        if self.pooling is not None:
+            pooled_BD = self.pooling(tokens_BTD)
+        elif self.class_token is None:
+            pooled_BD = tokens_BTD[:, self.spec.leading :].mean(dim=1)
+        elif self.distillation_token is None:
+            pooled_BD = tokens_BTD[:, 0]
+        else:
+            pooled_BD = tokens_BTD[:, :2].mean(dim=1)
+        if self.spec.norm_at == "pooled":
+            pooled_BD = self.norm(pooled_BD)
+        return pooled_BD if self.hidden is None else torch.tanh(self.hidden(pooled_BD))
 
 
-def build(spec: ViTSpec, *, seed: int) -> ViT:
-    """A ViT on the CPU with the initial weights of the authors' code, fixed by (spec, seed).
-
-    Xavier uniform for each dense kernel, with query, key and value on their own; truncated LeCun
-    normal for the patch kernel; N(0, 0.02) for positions; zeros for class token, biases and head.
-    """
-    with torch.device("meta"):
-        model = ViT(spec)  # no memory and no draw from the global generator
-    model = model.to_empty(device="cpu")
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            _initialise(name, parameter, generator)
-    return model
+def _empty(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(*shape))
 
 
-def _initialise(name: str, parameter: Tensor, generator: torch.Generator) -> None:
-    """The initial value of one parameter; the order of the draws is that of the parameters."""
-    if name == "position":
-        nn.init.normal_(parameter, std=0.02, generator=generator)
-    elif name == "patch.weight":
-        # JAX's lecun_normal: cut at two deviations, then widened to unit variance again.
-        std = math.sqrt(1.0 / parameter.shape[1]) / 0.87962566103423978
-        nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std, generator=generator)
-    elif "norm" in name and name.endswith("weight"):
-        nn.init.ones_(parameter)
-    elif name == "class_token" or name.startswith("head.") or name.endswith("bias"):
-        nn.init.zeros_(parameter)
-    else:
-        nn.init.xavier_uniform_(parameter, generator=generator)
+def _rows(tokens_BTD: Tensor, index_BT: Tensor) -> Tensor:
+    """The tokens of these indices, for each image its own."""
+    return tokens_BTD.gather(1, index_BT[:, :, None].expand(-1, -1, tokens_BTD.shape[2]))

@@ -29,7 +29,7 @@ def parameter_groups(model: nn.Module, optim: OptimSpec) -> list[dict[str, Any]]
 def is_decayed(name: str) -> bool:
     """Whether weight decay acts on the parameter of this name: on dense kernels alone."""
     *_, module, leaf = ("", *name.split("."))
-    return leaf == "weight" and not module.startswith("norm")
+    return leaf == "weight" and "norm" not in module
 
 
 def build_optimizer(model: nn.Module, optim: OptimSpec) -> torch.optim.Optimizer:

@@ -147,7 +147,10 @@ def test_labels_are_short_plain_words_or_indices() -> None:
         ("{report.title: [a, b]}", "never multiplied"),
         ("{t: [{name: x}]}", "a matrix cannot change name"),
         ("{'a b': [{seed: 1}]}", "'a b' cannot name an axis"),
-        ("{pretrain.model.pool: [cls, gab]}", "'gab' was given; allowed is 'cls' or 'gap' or null"),
+        (
+            "{pretrain.model.pool: [cls, gab]}",
+            "'gab' was given; allowed is 'cls' or 'gap' or 'map' or null",
+        ),
         ("{pretrain.data: [clean, claen]}", "there is no stage 'claen' (did you mean 'clean'?)"),
         (
             f"{{seed: {list(range(70))}, pixels.image_px: {list(range(1, 71))}}}",

@@ -16,7 +16,7 @@ from schemas.errors import IntegrityError, SpecError
 from schemas.model import ViTSpec
 from tests.support.models import tiny_spec
 
-MODES = ["bilinear", "bicubic_antialias"]
+MODES = ["timm", "hf", "dinov2", "jax"]
 
 
 def smooth_field(rows: int, columns: int) -> torch.Tensor:
@@ -26,16 +26,19 @@ def smooth_field(rows: int, columns: int) -> torch.Tensor:
     return torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).reshape(-1, 2)
 
 
-@pytest.mark.parametrize("mode", MODES)
+# torch's bicubic kernel without antialiasing is not exact on a straight line.
+@pytest.mark.parametrize(("mode", "tolerance"), [("timm", 5e-3), ("hf", 2e-2), ("dinov2", 2e-2)])
 @pytest.mark.parametrize("pool", ["cls", "gap"])
-def test_a_smooth_field_stays_what_it_was(mode: str, pool: str) -> None:
+def test_a_smooth_field_stays_what_it_was(mode: str, tolerance: float, pool: str) -> None:
     source = tiny_spec(pool=pool, image_px=(32, 24))
     target = source.revise(image_px=(48, 60), position_resize=mode)
     slot = torch.tensor([[7.0, -7.0]])[: pool == "cls"]
     resized = resize_positions(torch.cat([slot, smooth_field(8, 6)]), source, target)
     assert torch.equal(resized[: len(slot)], slot), "the class token has no place in the image"
     difference = (resized[len(slot) :] - smooth_field(12, 15)).reshape(12, 15, 2)
-    assert difference[3:-3, 4:-4].abs().max() < 5e-3, "away from the border, where it must bend"
+    assert difference[3:-3, 4:-4].abs().max() < tolerance, (
+        "away from the border, where it must bend"
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -45,7 +45,7 @@ def test_the_loss_of_a_mixed_batch_is_that_of_soft_labels(smoothing: float) -> N
     blended = blend(pixels.permute(0, 3, 1, 2), keep, torch.from_numpy(mix.box_B4))
     one_hot = F.one_hot(torch.from_numpy(plain.label_B), TINY.num_classes).float()
     soft = keep[:, None] * one_hot + (1 - keep[:, None]) * partners(one_hot)
-    logits = vit(blended / (255.0 * TINY.pixel_std) - TINY.pixel_mean / TINY.pixel_std)
+    logits = vit(blended / (255.0 * TINY.pixel_std[0]) - TINY.pixel_mean[0] / TINY.pixel_std[0])
     expected = F.cross_entropy(logits, soft, label_smoothing=smoothing)
     torch.testing.assert_close(found, expected)
 
