@@ -75,7 +75,7 @@ def test_steps_that_are_planned_apart_are_the_same(
 ) -> None:
     split = shared.split("train")
     together = steps(split, 9)
-    monkeypatch.setattr("pipeline.data.feed.loader.SAMPLES_AT_ONCE", 1)
+    monkeypatch.setattr("pipeline.data.feed.loader.SAMPLES_TOGETHER", 1)
     assert steps(split, 9) == together
 
 
