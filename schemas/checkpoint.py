@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from schemas.interchange import Layout
 from schemas.model import ViTSpec
 from schemas.spec import Semantic, Spec
 
@@ -46,6 +47,20 @@ class CheckpointState(Spec):
     """Loss of the stored probe batch with these weights; checked after a load."""
 
 
+class ModelOrigin(Spec):
+    """Where imported weights come from, and what was decided about them."""
+
+    layout: Semantic[Layout]
+    files: Semantic[dict[str, CheckpointFile]]
+    """Name -> size and sha256 of every file that was read."""
+    assumed: Semantic[tuple[str, ...]] = ()
+    """What the files do not say and was taken from the layout, as `name value`."""
+    dropped: Semantic[tuple[str, ...]] = ()
+    """Tensors left out, because they are no part of the model."""
+    notes: Semantic[tuple[str, ...]] = ()
+    """What was changed on the way in, in sentences."""
+
+
 class SavedModel(Spec):
     """`model.json`: with the weights beside it, all that a prediction needs."""
 
@@ -53,8 +68,14 @@ class SavedModel(Spec):
     backbone: Semantic[Literal["vit"]] = "vit"
     spec: Semantic[ViTSpec]
     class_names: Semantic[tuple[str, ...]]
+    """Empty where there is no head, or where nobody said what its classes are."""
     trained_steps: Semantic[int] = Field(ge=0)
-    key: Semantic[str]
-    data_digest: Semantic[str]
-    init_digest: Semantic[str | None]
+    """By us; 0 for an imported model."""
+    key: Semantic[str | None] = None
+    """Of the stage that made it; null where a command did."""
+    data_digest: Semantic[str | None] = None
+    """Of what it was trained on; null for an imported model."""
+    init_digest: Semantic[str | None] = None
     """Content digest of the artifact whose weights were the start."""
+    origin: Semantic[ModelOrigin | None] = None
+    """Where imported weights come from."""

@@ -56,7 +56,7 @@ class AxialBlock(nn.Module):
 
     def forward(self, tokens_BND: Tensor, keep_BR: Tensor | None = None) -> Tensor:
         """Both steps: [B, N, D] -> [B, N, D]; `keep_BR` holds the rows' branches first."""
-        tokens_BYXD = tokens_BND.view(len(tokens_BND), *self.grid, -1)
+        tokens_BYXD = tokens_BND.view(tokens_BND.shape[0], *self.grid, -1)
         tokens_BYXD = _along_rows(self.rows, tokens_BYXD, keep_BR, first=0)
         tokens_BXYD = _along_rows(self.columns, tokens_BYXD.transpose(1, 2), keep_BR, first=2)
         return tokens_BXYD.transpose(1, 2).reshape(tokens_BND.shape)

@@ -21,7 +21,7 @@ class AttentionPooling(nn.Module):
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
         """All tokens [B, N, D] -> one vector for each image [B, D]."""
-        probe_B1D = self.probe.expand(len(tokens_BND), 1, -1).to(tokens_BND.dtype)
+        probe_B1D = self.probe.expand(tokens_BND.shape[0], 1, -1).to(tokens_BND.dtype)
         pooled_BD = self.attention(tokens_BND, probe_B1D)[:, 0]
         out_BD: Tensor = pooled_BD + self.dense2(self.gelu(self.dense1(self.norm(pooled_BD))))
         return out_BD

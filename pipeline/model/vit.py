@@ -174,7 +174,7 @@ class ViT(nn.Module):
         leading = [token for token in kinds if token is not None]
         if not leading:
             return patches_BND
-        shape = (len(patches_BND), -1, -1)
+        shape = (patches_BND.shape[0], -1, -1)
         expanded = [
             token.view(-1, self.spec.width).expand(shape).to(patches_BND.dtype) for token in leading
         ]
