@@ -19,6 +19,7 @@ MODULES = (
     "build",
     "corruption",
     "ingest",
+    "model_speed",
 )
 _RESULTS = Path(__file__).parent / "results"
 

@@ -108,9 +108,9 @@ def _resize_line(table_LD: Tensor, length: int, method: PositionResize) -> Tenso
     """[..., L, D] -> [..., L', D]."""
     if table_LD.shape[-2] == length:
         return table_LD
-    column_BDL1 = table_LD.transpose(-1, -2).unsqueeze(-1)
-    resized_BDL1 = _resample(column_BDL1, (length, 1), method)
-    return resized_BDL1.squeeze(-1).transpose(-1, -2).contiguous()
+    row_BD1L = table_LD.transpose(-1, -2).unsqueeze(-2)
+    resized_BD1L = _resample(row_BD1L, (1, length), method)
+    return resized_BD1L.squeeze(-2).transpose(-1, -2).contiguous()
 
 
 def _resample(grid_BDHW: Tensor, size: tuple[int, int], method: PositionResize) -> Tensor:
@@ -129,7 +129,21 @@ def _resample(grid_BDHW: Tensor, size: tuple[int, int], method: PositionResize) 
         sides = zip(size, flat.shape[2:], strict=True)
         factors = [(new + _DINOV2_OFFSET) / old for new, old in sides]
         flat = F.interpolate(flat, scale_factor=factors, mode="bicubic", align_corners=False)
+    elif method == "hf":
+        flat = F.interpolate(flat, size, mode="bicubic", align_corners=False)
     else:
-        antialias = method == "timm"
-        flat = F.interpolate(flat, size, mode="bicubic", align_corners=False, antialias=antialias)
+        flat = _antialiased(flat, size)
     return flat.reshape(*grid_BDHW.shape[:-2], *size)
+
+
+def _antialiased(grid_BDHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """As `_bicubic_antialiased`, also where one column comes out, which torch 2.13 gets wrong."""
+    height, (rows, columns) = grid_BDHW.shape[2], size
+    if columns > 1:
+        return _bicubic_antialiased(grid_BDHW, size)
+    narrow_BDH1 = _bicubic_antialiased(grid_BDHW, (height, 1))
+    return _bicubic_antialiased(narrow_BDH1.transpose(2, 3), (1, rows)).transpose(2, 3)
+
+
+def _bicubic_antialiased(grid_BDHW: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(grid_BDHW, size, mode="bicubic", align_corners=False, antialias=True)
