@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.feed.course import Places
+from pipeline.data.feed.philox import WORDS, philox
 from pipeline.data.images.alter import OPERATIONS, Operation, alter, erase
 from pipeline.data.images.codec import Box, Pixels
 from pipeline.data.images.render import render
@@ -161,23 +162,17 @@ def centre_box(orig_hw: tuple[int, int], out_hw: tuple[int, int]) -> Box:
 def uniforms(purpose: str, seed: int, places: Places, *, count: int) -> NDArray[np.float64]:
     """`count` numbers in [0, 1) for each sample, fixed by the purpose, the seed and its place.
 
-    Raw output of the Philox counter generator, which is the same in every release of NumPy.
-
     Returns:
         An array of shape [samples, count].
     """
-    raw = np.empty((len(places), count), np.uint64)
-    key = hashlib.blake2b(f"{purpose}/{seed}".encode(), digest_size=16).digest()
-    generator = np.random.Philox(key=np.frombuffer(key, "<u8").astype(np.uint64))
-    # One generator, set to each sample, is much cheaper than a generator for each. The lowest
-    # word of the counter counts the draws; the generator itself would step it.
-    state = generator.state
-    counter = state["state"]["counter"]
-    columns = (column.tolist() for column in (places.source, places.position, places.epoch))
-    for index, words in enumerate(zip(*columns, strict=True) if count else ()):
-        counter[:] = 0, *words
-        generator.state = state
-        raw[index] = generator.random_raw(count)
+    digest = hashlib.blake2b(f"{purpose}/{seed}".encode(), digest_size=16).digest()
+    key = int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
+    # The lowest word of the counter counts the draws of a sample, from one on as in NumPy.
+    draws = np.arange(1, -(-count // WORDS) + 1, dtype=np.uint64)
+    columns = (places.source, places.position, places.epoch)
+    words = (column.astype(np.uint64)[:, None] for column in columns)
+    counter = np.broadcast_arrays(draws, *words)
+    raw = philox(counter, key).reshape(len(places), -1)[:, :count]
     fractions: NDArray[np.float64] = (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return fractions
 

@@ -56,9 +56,12 @@ class Batch:
             None if self.mix is None else self.mix.part(start, stop),
         )
 
-    def put(self, index: int, row: Row, label: int, drawn: Drawn) -> None:
-        """Decode a row into place `index`, with what was drawn for it."""
+    def put(self, index: int, row: Row, drawn: Drawn) -> None:
+        """Decode the image of a row into place `index`, with what was drawn for it."""
         apply(row.image, drawn, self.pixels_BHWC[index])
+
+    def name(self, index: int, row: Row, label: int) -> None:
+        """Say what the image at `index` is."""
         self.label_B[index] = label
         self.uid_B[index] = np.frombuffer(row.uid, np.uint8)
 
@@ -188,10 +191,12 @@ def _fill(batch: Batch, samples: Samples, indices: Sequence[int]) -> None:
     """Fill some places; what cannot be read or decoded is mended afterwards."""
     found = _readable(samples, indices)
     drawn = [samples.draw(index, row) for index, row in found]
+    for index, row in found:
+        batch.name(index, row, samples.label(index, row))
     bad = sorted({*indices} - {index for index, _ in found})
     for (index, row), how in zip(found, drawn, strict=True):
         try:
-            batch.put(index, row, samples.label(index, row), how)
+            batch.put(index, row, how)
         except Exception:  # a damaged row can make a decoder raise anything
             bad.append(index)
     for index in bad:

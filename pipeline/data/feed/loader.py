@@ -25,7 +25,7 @@ from schemas.training import AugmentSpec, BatchSpec
 
 __all__ = ["Batch", "TrainLoader", "eval_batches", "probe_batch"]
 
-SAMPLES_TOGETHER = 512
+SAMPLES_TOGETHER = 1024
 """Samples of a rank that are located and drawn together: small arrays cost as much as large."""
 REPLACED_ALWAYS = 10
 REPLACED_RATIO = 100e-6
@@ -286,7 +286,8 @@ def _put_refetched(
 
     def put() -> None:
         row = split.read(*place)
-        batch.put(index, row, samples.label(index, row), samples.draw(index, row))
+        batch.put(index, row, samples.draw(index, row))
+        batch.name(index, row, samples.label(index, row))
 
     try:
         put()

@@ -32,18 +32,20 @@ def resize(pixels: Pixels, box: Box, out: Pixels, *, mirror: bool = False) -> No
     left, top, right, bottom = box
     # Only what may be written becomes a tensor, so a view of stored bytes is copied.
     cut = np.require(pixels[top:bottom, left:right], requirements="W")
-    source = torch.from_numpy(cut)
-    target = torch.from_numpy(out)
-    if source.shape == target.shape:
-        target.copy_(source.flip(1) if mirror else source)
-        return
-    # NumPy would copy a mirrored image pixel by pixel; torch turns whole rows.
-    fitted = torch.empty_like(target) if mirror else target
-    _resample(_as_batch(source), list(out.shape[:2]), False, out=_as_batch(fitted))  # noqa: FBT003
+    fitted = _as_batch(cut)
+    if cut.shape == out.shape and not mirror:
+        out[:] = cut
+    elif cut.shape != out.shape:
+        fitted = _as_batch(np.empty_like(out) if mirror else out)
+        _resample(_as_batch(cut), list(out.shape[:2]), False, out=fitted)  # noqa: FBT003
     if mirror:
-        target.copy_(fitted.flip(1))
+        # NumPy would copy a mirrored image pixel by pixel; torch turns whole rows.
+        _as_batch(out).copy_(fitted.flip(3))
 
 
-def _as_batch(pixels: Tensor) -> Tensor:
-    """[H, W, C] -> a batch of one in the axes that torch resizes, a view."""
-    return pixels.permute(2, 0, 1)[None]
+def _as_batch(pixels: Pixels) -> Tensor:
+    """[H, W, C] -> a batch of one in the axes that torch resizes, a view.
+
+    NumPy turns the axes: each call of torch lets go of the interpreter, and threads queue for it.
+    """
+    return torch.from_numpy(pixels.transpose(2, 0, 1)[None])

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from pipeline.data.feed.augment import Drawn, Draws, apply, centre_box, uniforms
+from pipeline.data.feed.philox import philox
 from pipeline.data.images.alter import OPERATIONS, alter
 from pipeline.data.images.codec import Pixels
 from pipeline.data.images.decode import decode
@@ -73,6 +74,27 @@ def test_a_draw_does_not_depend_on_what_is_drawn_with_it() -> None:
     fewer = uniforms("inception", 1, places(2, positions), count=2)
     np.testing.assert_array_equal(together[:, :2], fewer)
     assert uniforms("inception", 1, places(2, positions), count=0).shape == (5, 0)
+
+
+def test_numbers_are_those_of_numpys_philox() -> None:
+    words = np.random.default_rng(0).integers(0, 2**64, (50, 3), dtype=np.uint64)
+    key = 2**64 - 3, 2**63 + 5
+    zeros = np.zeros((50, 1), np.uint64)
+    numpys = [
+        np.random.Philox(key=np.array(key, np.uint64), counter=counter).random_raw(4)
+        for counter in np.hstack([zeros, words])
+    ]
+    # NumPy counts before it draws.
+    counters = np.hstack([zeros + np.uint64(1), words])
+    np.testing.assert_array_equal(philox(counters.T, key), numpys)
+
+
+def test_a_box_that_does_not_fit_is_drawn_again() -> None:
+    """A picture ten times as wide as high: hardly any first box fits."""
+    draws = Draws(AugmentSpec(crop="inception"), places(0, list(range(200))), seed=3)
+    boxes = [draws.params(index, (20, 200), (16, 16)).box for index in range(200)]
+    centred = centre_box((20, 200), (16, 16))
+    assert 0 < sum(box == centred for box in boxes) < 120
 
 
 def test_the_centre_box_has_the_inputs_aspect() -> None:
