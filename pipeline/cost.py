@@ -119,7 +119,7 @@ def vit_flops(spec: ViTSpec) -> int:
 
     2 (stem + V D N  +  L (4 D^2 T + 2 D M T + 2 T^2 D)  +  D K) for T tokens, none dropped.
     The term in T^2 is attention: half more with relative positions, and along rows and columns
-    alone in an axial block, whose other terms are doubled. Pool `map` adds 2 D^2 (T + 1) + 2 D M.
+    alone in an axial block, whose other terms are doubled. Pool `map` adds 2 D (D (T + 1) + T + M).
     Norms, softmax, GELU and biases are left out: below 2 % at the sizes of the paper.
     """
     width, length = spec.width, tokens(spec)
@@ -129,7 +129,9 @@ def vit_flops(spec: ViTSpec) -> int:
     linear = length * (4 * width**2 + 2 * width * spec.mlp_dim) * (2 if spec.axial else 1)
     seen = sum(spec.grid) if spec.axial else length
     attention = (3 if spec.position == "relative" else 2) * length * seen * width
-    pooling = 2 * width * (width * (length + 1) + spec.mlp_dim) if spec.pool == "map" else 0
+    pooling = (
+        2 * width * (width * (length + 1) + length + spec.mlp_dim) if spec.pool == "map" else 0
+    )
     heads = (1 + spec.distillation_token) * width * spec.num_classes
     hidden = width**2 if spec.hidden_head else 0
     blocks = spec.depth * (linear + attention)
@@ -164,11 +166,19 @@ def activation_bytes(spec: ViTSpec, *, samples: int, bytes_each: int) -> int:
     """Rough bytes kept from forward to backward for one micro-batch, without recomputation.
 
     For each token and block about 8 D + 2 M numbers: both norms' inputs and outputs, queries, keys,
-    values, the attention's output, the MLP before and after its GELU. Attention itself is computed
-    in tiles and keeps nothing of size T^2.
+    values, the attention's output, the MLP before and after its GELU; twice that in an axial block.
+    Attention itself is computed in tiles and keeps nothing of size T^2, but for relative positions:
+    the bias and the weights of each head. A stem keeps what goes into each norm and comes out.
     """
-    per_token = 8 * spec.width + 2 * spec.mlp_dim
-    return samples * tokens(spec) * spec.depth * per_token * bytes_each
+    blocks = spec.depth * (2 if spec.axial else 1)
+    numbers = tokens(spec) * blocks * (8 * spec.width + 2 * spec.mlp_dim)
+    if spec.position == "relative":
+        seen = sum(spec.grid) if spec.axial else tokens(spec)
+        numbers += 2 * spec.num_heads * tokens(spec) * seen * spec.depth
+    if spec.stem is not None:
+        convolutions = _convolutions(spec.stem, image_px=spec.image_px)
+        numbers += 2 * sum(each.out * each.cells for each in convolutions)
+    return samples * numbers * bytes_each
 
 
 def estimate(

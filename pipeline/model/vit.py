@@ -118,7 +118,13 @@ class ViT(nn.Module):
             noise: Skipped branches and patches; None: all are there.
             both_heads: Logits of the class token's and of the distillation token's head apart,
                 [B, 2, K], instead of their mean.
+
+        Raises:
+            ValueError: If there are no two heads, or if `noise` leaves patches out of a model whose
+                grid must be whole.
         """
+        if both_heads and self.distillation_head is None:
+            raise ValueError("both_heads asks for the distillation token's head, and there is none")
         tokens_BTD = self.forward_tokens(pixels_BCHW, noise)
         if self.distillation_head is None:
             return self.forward_head(self._pool(tokens_BTD))

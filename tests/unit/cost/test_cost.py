@@ -3,6 +3,7 @@ import pytest
 from pipeline.cost import (
     ASSUMED_CLASSES,
     SMALL_BYTES,
+    activation_bytes,
     estimate,
     training_state_bytes,
     vit_flops,
@@ -50,6 +51,14 @@ def test_each_zero_stage_divides_one_more_part(
     algorithm: str, zero_stage: int, bytes_each: float
 ) -> None:
     assert training_state_bytes(100, algorithm, zero_stage=zero_stage, world=4) == 100 * bytes_each
+
+
+def test_hybrids_and_relative_positions_keep_more_for_the_backward_pass() -> None:
+    def kept(**more: object) -> int:
+        return activation_bytes(vit("B", 16, **more), samples=1, bytes_each=4)
+
+    assert kept(stem={"blocks": [3, 4, 9]}) > 1.5 * kept()
+    assert kept(position="relative") > kept()
 
 
 def costs(stage: str, *overrides: str) -> dict[str, float]:

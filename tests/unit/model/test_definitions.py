@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.cost import vit_parameters
+from pipeline.cost import vit_flops, vit_parameters
 from pipeline.model import build
 from pipeline.model.vit import ViT
-from schemas.model import ViTSpec
+from schemas.model import ResNetStemSpec, ViTSpec
 from tests.support.foreign import noise, randomise
 from tests.support.models import tiny_spec
 from tests.support.reference import ReferenceViT
@@ -83,6 +84,21 @@ def test_the_cost_counts_every_parameter(part: str) -> None:
     assert model.state_dict().keys() == dict(model.named_parameters()).keys()
 
 
+STEMS = {
+    "root": {"stem": ResNetStemSpec(blocks=())},
+    "stages": {"stem": ResNetStemSpec(blocks=(1, 2)), "patch_px": 8, "image_px": (16, 24)},
+}
+
+
+@pytest.mark.parametrize("part", [*PARTS, *STEMS])
+def test_the_cost_counts_every_multiplication_of_matrices(part: str) -> None:
+    spec = tiny_spec(**(PARTS | STEMS)[part])
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        ViT(spec).to("meta")(torch.empty(1, 3, *spec.image_px))
+    relative = spec.position == "relative"  # counted one distance for each pair, of about two
+    assert counter.get_total_flops() == pytest.approx(vit_flops(spec), rel=0.1 if relative else 0)
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_recomputing_blocks_changes_no_gradient(part: str) -> None:
     spec = tiny_spec(**PARTS[part])
@@ -105,6 +121,8 @@ def test_both_heads_are_apart_on_request_and_averaged_without() -> None:
     assert torch.equal(pair[:, 1], model.distillation_head(tokens[:, 1]))
     assert torch.equal(model(images), pair.mean(dim=1))
     assert torch.equal(model.forward_features(images), tokens[:, :2].mean(dim=1))
+    with pytest.raises(ValueError, match="there is none"):
+        random_model(tiny_spec())(images, both_heads=True)
 
 
 @torch.no_grad()

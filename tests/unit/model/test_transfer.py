@@ -1,6 +1,7 @@
 """Positions in two dimensions, weights carried into another model, and models on disk."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -69,6 +70,34 @@ def test_adapted_weights_fit_the_target_and_the_head_is_new() -> None:
     assert not adapted["head.weight"].any()
     assert not adapted["head.bias"].any()
     assert torch.equal(adapted["blocks.1.dense1.weight"], weights["blocks.1.dense1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("has", "gets"),
+    [
+        ({"hidden_head": True}, {"hidden_head": False}),
+        ({"distillation_token": True}, {"drop_path": 0.1}),
+        ({"position": "learned_2d"}, {"position_resize": "jax"}),
+        ({"position": "sincos_2d"}, {"patch_dropout": 0.1}),
+        ({"position": "relative"}, {"dropout": 0.1}),
+        ({"position_at": "every_layer"}, {"num_classes": 0}),
+    ],
+)
+def test_weights_follow_into_another_grid_and_head(
+    has: dict[str, Any], gets: dict[str, Any]
+) -> None:
+    source = tiny_spec(**has)
+    target = source.revise(**{"image_px": (16, 12), "num_classes": 3, **gets})
+    adapted = adapt(weights_of(source), source, target)
+    model = ViT(target)
+    model.load_state_dict(adapted)
+    assert model.eval()(torch.randn(2, 3, 16, 12)).shape == (2, target.num_classes or 24)
+
+
+def test_a_hidden_layer_is_not_carried_over() -> None:
+    deep = tiny_spec(hidden_head=True)
+    with pytest.raises(SpecError, match="hidden_head"):
+        adapt(weights_of(deep), deep, deep)
 
 
 def test_missing_unexpected_and_misshapen_weights_are_listed() -> None:

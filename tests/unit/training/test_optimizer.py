@@ -5,12 +5,14 @@ import torch
 
 from pipeline.training.optimizer import (
     build_optimizer,
+    is_decayed,
     parameter_groups,
     rewrite_groups,
     write_learning_rate,
 )
+from schemas.model import ResNetStemSpec
 from schemas.training import OptimSpec
-from tests.support.training import OPTIM, model
+from tests.support.training import OPTIM, TINY, model
 
 
 def test_every_parameter_is_in_exactly_one_group() -> None:
@@ -18,6 +20,25 @@ def test_every_parameter_is_in_exactly_one_group() -> None:
     groups = parameter_groups(vit, OPTIM)
     found = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(found) == sorted(id(parameter) for parameter in vit.parameters())
+
+
+EVERYTHING = TINY.revise(
+    stem=ResNetStemSpec(blocks=(1,)),
+    position="learned_2d",
+    registers=2,
+    distillation_token=True,
+    layer_scale=0.1,
+    qk_norm=True,
+)
+
+
+def test_norms_tokens_positions_and_factors_never_decay() -> None:
+    names = [name for name, _ in model(EVERYTHING).named_parameters() if is_decayed(name)]
+    parts = {".".join(name.split(".")[-2:-1]) for name in names}
+    attention = {"query", "key", "value", "out"}
+    heads = {"head", "distillation_head"}
+    stem = {"root", "conv1", "conv2", "conv3", "project"}
+    assert parts == {"patch", "dense1", "dense2"} | attention | heads | stem
 
 
 def test_only_dense_kernels_decay() -> None:

@@ -90,3 +90,11 @@ def test_a_search_needs_one_shard_set() -> None:
     changes = {"data": ["a", "b"], "mixture": PHASES, "init": None, "search": search}
     with pytest.raises(ValidationError, match="search holds out images of one shard set"):
         FinetuneSpec.parse({**BASE, **changes})
+
+
+def test_weights_leave_the_input_size_and_the_regularisation_free() -> None:
+    free = {"image_px": 16, "position_resize": "jax", "drop_path": 0.1, "patch_dropout": 0.5}
+    made = FinetuneSpec.parse({**BASE, "init": "b", "model": free})
+    assert made.model.given() == free
+    with pytest.raises(ValidationError, match=r"model\.qk_norm is fixed by the weights of 'b'"):
+        FinetuneSpec.parse({**BASE, "init": "b", "model": {**free, "qk_norm": True}})
