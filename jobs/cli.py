@@ -10,6 +10,7 @@ import typer
 from typer.exceptions import TyperException
 
 from jobs.data_cli import data_app
+from jobs.model_cli import model_app, predict
 from jobs.options import (
     ForceOption,
     FromOption,
@@ -35,6 +36,8 @@ app = typer.Typer(
 config_app = typer.Typer(help="Look at a spec, or at what a spec may say.")
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
+app.add_typer(model_app, name="model")
+app.command()(predict)
 
 
 @app.callback(invoke_without_command=False)

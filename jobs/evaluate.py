@@ -17,6 +17,7 @@ from pipeline.evaluation.classify import (
 from pipeline.evaluation.metrics import accuracy_report, mean_nll
 from pipeline.evaluation.tables import ACCURACY_FILE
 from pipeline.model.saved import load_model
+from schemas.checkpoint import MODEL_FOLDER
 from schemas.evaluation import AccuracyReport, EvaluateSpec
 from schemas.manifest import DATASET_FOLDER
 from schemas.runs import StageRequest
@@ -30,7 +31,7 @@ def run(request: StageRequest, tools: StageTools) -> StageOutput:
     """Classify the split; write predictions, accuracy and figures into the attempt."""
     spec = EvaluateSpec.parse(request.spec)
     data = request.inputs["data"]
-    model, saved = load_model(Path(request.inputs["model"].path) / "model")
+    model, saved = load_model(Path(request.inputs["model"].path) / MODEL_FOLDER)
     shards = ShardSet.open(Path(data.path) / DATASET_FOLDER)
     check_same_classes(saved.class_names, shards.class_names)
     split_name = data.split or EvaluateSpec.default_splits["data"]

@@ -7,6 +7,7 @@ from jobs.recipes import find_spec
 from pipeline.dag.experiment_file import load_experiment
 from schemas.data import CorpusSpec
 from schemas.experiment import AnyStage, ExperimentSpec
+from schemas.interchange import ImportSpec
 from schemas.sources import HfSource, SklearnSource
 
 
@@ -30,6 +31,10 @@ class Target:
 
 def _with_absolute_source(stage: AnyStage) -> AnyStage:
     """Workers run elsewhere, and no shell expands `~` within `--set corpus.source.uri=~/photos`."""
+    if isinstance(stage, ImportSpec):
+        weights = stage.source
+        uri = str(Path(weights.uri).expanduser().absolute())
+        return stage.model_copy(update={"source": weights.model_copy(update={"uri": uri})})
     if not isinstance(stage, CorpusSpec) or isinstance(stage.source, SklearnSource):
         return stage
     source = stage.source

@@ -10,7 +10,6 @@ from infra.worker_gang import Gang, run_gang
 from jobs.stage import StageOutput, StageTools
 from jobs.train_worker import (
     CHECKPOINTS,
-    MODEL,
     TrainPlan,
     initial_model,
     open_data,
@@ -20,7 +19,7 @@ from jobs.train_worker import (
 )
 from pipeline.training.loop import Watch
 from pipeline.training.search import Bench, run_search, trial_optim
-from schemas.checkpoint import MODEL_FILE, SavedModel
+from schemas.checkpoint import MODEL_FILE, MODEL_FOLDER, SavedModel
 from schemas.experiment import STAGE_KINDS
 from schemas.model import ViTSpec
 from schemas.report import SearchReport
@@ -77,7 +76,8 @@ def resolve_model(
     start = request.inputs.get("init")
     if start is None:
         return spec.whole_model().to_vit(num_classes=num_classes)
-    saved = SavedModel.model_validate_json((Path(start.path) / MODEL / MODEL_FILE).read_text())
+    file = Path(start.path) / MODEL_FOLDER / MODEL_FILE
+    saved = SavedModel.model_validate_json(file.read_text())
     return spec.model.applied_to(saved.spec, num_classes=num_classes)
 
 

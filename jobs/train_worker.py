@@ -24,7 +24,7 @@ from pipeline.training.keeper import CheckpointKeeper, RunIdentity
 from pipeline.training.loop import Watch, train
 from pipeline.training.objectives import Supervised
 from pipeline.training.schedule import total_steps
-from schemas.checkpoint import SavedModel
+from schemas.checkpoint import MODEL_FOLDER, SavedModel
 from schemas.manifest import DATASET_FOLDER
 from schemas.model import ViTSpec
 from schemas.runs import StageRequest
@@ -32,7 +32,6 @@ from schemas.spec import digest_of
 from schemas.training import FinetuneSpec, PretrainSpec
 
 CHECKPOINTS = "checkpoints"
-MODEL = "model"
 PROBE_SAMPLES = 16
 
 
@@ -145,7 +144,7 @@ def initial_model(plan: TrainPlan) -> ViT:
     model = build(plan.model, seed=plan.request.seed)
     start = plan.request.inputs.get("init")
     if start is not None:
-        weights, saved = load_weights(Path(start.path) / MODEL)
+        weights, saved = load_weights(Path(start.path) / MODEL_FOLDER)
         model.load_state_dict(adapt(weights, saved.spec, plan.model))
     return model
 
@@ -184,7 +183,7 @@ def run_plan(plan: TrainPlan, engine: Engine) -> dict[str, Any]:
         )
     weights = {name: state.weight for name, state in engine.state()}
     if engine.rank == 0:
-        save_model(plan.attempt / MODEL, weights, _saved(plan, data, result.steps))
+        save_model(plan.attempt / MODEL_FOLDER, weights, _saved(plan, data, result.steps))
     return {
         "train/loss": result.train_loss,
         "train/steps_count": float(result.steps),

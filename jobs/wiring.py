@@ -11,6 +11,7 @@ from infra.provenance import LocalProvenance
 from infra.remote_files import FsspecFiles
 from infra.storage import LocalStore, open_store
 from jobs.stage import StageEntry
+from jobs.stage_sources import AnySource, fingerprint, source_bytes
 from jobs.stage_task import append_line, execute_stage, log_path
 from jobs.workspace import Workspace
 from pipeline.cost import estimate
@@ -18,12 +19,10 @@ from pipeline.dag.graph import Graph, StageNode
 from pipeline.dag.plan import Facts
 from pipeline.data.shards.cache import ShardCache
 from pipeline.data.shards.shard_set import ShardSet
-from pipeline.data.sources import fingerprint, source_bytes
 from schemas.artifacts import StageResult
 from schemas.errors import DataError, SpecError
 from schemas.experiment import ExperimentSpec
 from schemas.runs import StageRequest
-from schemas.sources import SourceSpec
 
 if TYPE_CHECKING:
     from infra.mlflow_tracking import MlflowTracker
@@ -33,6 +32,7 @@ ENTRY_MODULES: Mapping[str, str] = {
     "filter": "jobs.filter",
     "append": "jobs.append",
     "remove": "jobs.remove",
+    "import": "jobs.import_weights",
     "pretrain": "jobs.train",
     "finetune": "jobs.train",
     "evaluate": "jobs.evaluate",
@@ -44,7 +44,7 @@ ENTRY_MODULES: Mapping[str, str] = {
 CACHE_BYTES = 32 * 2**30
 """What a workspace keeps of remote shard sets at most."""
 
-_OWN_CORES: Mapping[str, float] = {"evaluate": 1, "baseline": 1, "report": 1}
+_OWN_CORES: Mapping[str, float] = {"evaluate": 1, "baseline": 1, "import": 1, "report": 1}
 """Cores of the stage task itself. The other kinds hand their work to tasks and workers."""
 
 
@@ -89,8 +89,8 @@ def planning_facts(experiment: ExperimentSpec, file: str, workspace: Workspace) 
     )
 
 
-def _fingerprint(source: SourceSpec, experiment: ExperimentSpec) -> str:
-    """The fingerprint of a raw corpus; one that is not there is an error of the spec."""
+def _fingerprint(source: AnySource, experiment: ExperimentSpec) -> str:
+    """The fingerprint of what a stage reads from outside; what is not there is a spec's error."""
     try:
         return fingerprint(source, FsspecFiles())
     except DataError as error:

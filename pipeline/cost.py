@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple, Protocol
 from schemas.data import CorpusSpec, IngestSpec
 from schemas.evaluation import EvaluateSpec
 from schemas.experiment import AnyStage
+from schemas.interchange import ImportSpec, WeightsSource
 from schemas.model import CHANNELS, ResNetStemSpec, ViTSpec
 from schemas.sources import SourceSpec
 from schemas.stage import StageRef
@@ -182,7 +183,7 @@ def activation_bytes(spec: ViTSpec, *, samples: int, bytes_each: int) -> int:
 
 
 def estimate(
-    node: Node, graph: Graph, source_bytes: Callable[[SourceSpec], int]
+    node: Node, graph: Graph, source_bytes: Callable[[SourceSpec | WeightsSource], int]
 ) -> dict[str, float]:
     """What is known of a stage's cost before it runs.
 
@@ -192,8 +193,9 @@ def estimate(
       duration is given in steps. A `search` counts every pair that it tries, and the longest.
     - `memory_bytes`: of each worker: training state and the activations of one micro-batch.
     - `disk_bytes`: ingest and append 2 x source (staged files and shards, an upper bound unless
-      images grow when encoded again); training (keep_last + 1) checkpoints of weights and
-      moments, and the model; `SMALL_BYTES` for all others.
+      images grow when encoded again); import 2 x source (half precision becomes fp32);
+      training (keep_last + 1) checkpoints of weights and moments, and the model; `SMALL_BYTES`
+      for all others.
 
     Args:
         node: The stage.
@@ -201,17 +203,20 @@ def estimate(
         source_bytes: Size of a raw corpus.
     """
     spec = node.spec
-    if isinstance(spec, CorpusSpec):
+    if isinstance(spec, CorpusSpec | ImportSpec):
         return {"disk_bytes": 2.0 * source_bytes(spec.source)}
     if isinstance(spec, PretrainSpec | FinetuneSpec):
         return _training(spec, _model(node, graph))
     if isinstance(spec, EvaluateSpec):
         model = _model(graph.node(node.inputs["model"].stage), graph)
-        return {"parameters": float(vit_parameters(model)), "disk_bytes": float(SMALL_BYTES)}
+        size = {} if model is None else {"parameters": float(vit_parameters(model))}
+        return size | {"disk_bytes": float(SMALL_BYTES)}
     return {"disk_bytes": float(SMALL_BYTES)}
 
 
-def _training(spec: PretrainSpec | FinetuneSpec, model: ViTSpec) -> dict[str, float]:
+def _training(spec: PretrainSpec | FinetuneSpec, model: ViTSpec | None) -> dict[str, float]:
+    if model is None:
+        return {}
     params = vit_parameters(model)
     resources, algorithm = spec.resources, spec.optim.algorithm
     world = resources.workers
@@ -239,16 +244,18 @@ def _steps(spec: PretrainSpec | FinetuneSpec) -> int | None:
     return sum(search.steps) * len(search.peak_lr) * search.repeats + max(search.steps)
 
 
-def _model(node: Node, graph: Graph) -> ViTSpec:
-    """The ViT that a training stage makes."""
+def _model(node: Node, graph: Graph) -> ViTSpec | None:
+    """The ViT that a stage makes; None where only a file of weights can say it."""
     spec, classes = node.spec, _num_classes(node, graph)
+    if isinstance(spec, ImportSpec):
+        return None
     if isinstance(spec, PretrainSpec):
         return spec.model.to_vit(num_classes=classes)
     assert isinstance(spec, FinetuneSpec), "ports let only training stages make models"  # noqa: S101
     if "init" not in node.inputs:
         return spec.whole_model().to_vit(num_classes=classes)
     start = _model(graph.node(node.inputs["init"].stage), graph)
-    return spec.model.applied_to(start, num_classes=classes)
+    return None if start is None else spec.model.applied_to(start, num_classes=classes)
 
 
 def _num_classes(node: Node, graph: Graph) -> int:

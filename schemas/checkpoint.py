@@ -10,6 +10,8 @@ from schemas.spec import Semantic, Spec
 
 CHECKPOINT_MANIFEST = "MANIFEST.json"
 CHECKPOINT_STATE = "state.json"
+MODEL_FOLDER = "model"
+"""Of an artifact that holds a model."""
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "model.safetensors"
 

@@ -31,7 +31,7 @@ class EvaluateSpec(StageSpec):
     )
     ports: ClassVar[dict[str, tuple[str, ...]]] = {
         "data": SHARD_SETS,
-        "model": ("pretrain", "finetune"),
+        "model": ("pretrain", "finetune", "import"),
     }
     default_splits: ClassVar[dict[str, str]] = {"data": "test"}
 

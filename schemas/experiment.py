@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from schemas.curation import AppendSpec, FilterSpec, RemoveSpec
 from schemas.data import IngestSpec
 from schemas.evaluation import BaselineSpec, EvaluateSpec, ReportSpec
+from schemas.interchange import ImportSpec
 from schemas.spec import Execution, Semantic, Spec
 from schemas.stage import STAGE_NAME
 from schemas.training import FinetuneSpec, PretrainSpec
@@ -17,6 +18,7 @@ AnyStage = Annotated[
     | FilterSpec
     | AppendSpec
     | RemoveSpec
+    | ImportSpec
     | PretrainSpec
     | FinetuneSpec
     | EvaluateSpec
@@ -32,6 +34,7 @@ STAGE_KINDS: dict[str, type[Any]] = {
         FilterSpec,
         AppendSpec,
         RemoveSpec,
+        ImportSpec,
         PretrainSpec,
         FinetuneSpec,
         EvaluateSpec,

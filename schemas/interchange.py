@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from schemas.model import RGB, Gelu, Pool, PositionResize, Spread
 from schemas.sources import Uri
@@ -45,6 +45,13 @@ class WeightsSource(Spec):
     layout: Semantic[ForeignLayout]
     uri: Execution[Uri]
     """On a disk that every worker can read. Not keyed: the fingerprint of what lies there is."""
+
+    @field_validator("uri")
+    @classmethod
+    def _is_on_a_disk(cls, uri: str) -> str:
+        if "://" in uri:
+            raise ValueError(f"{uri} is no path; fetch the weights to a disk and name them there")
+        return uri
 
 
 class ImportSpec(StageSpec):

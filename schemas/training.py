@@ -306,7 +306,7 @@ class FinetuneSpec(TrainingSpec):
     revision: ClassVar[int] = 2
     ports: ClassVar[dict[str, tuple[str, ...]]] = {
         "data": SHARD_SETS,
-        "init": ("pretrain", "finetune"),
+        "init": ("pretrain", "finetune", "import"),
     }
 
     @model_validator(mode="after")

@@ -37,6 +37,18 @@ def load_model(folder: Path) -> tuple[ViT, SavedModel]:
     return model.eval(), saved
 
 
+def load_saved(folder: Path) -> SavedModel:
+    """The description alone.
+
+    Raises:
+        IntegrityError: If it is missing or cannot be read.
+    """
+    try:
+        return SavedModel.model_validate_json((folder / MODEL_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"{folder} holds no readable {MODEL_FILE} ({error})") from error
+
+
 def load_weights(folder: Path) -> tuple[dict[str, Tensor], SavedModel]:
     """The parameters by name, and the description, without building the model.
 

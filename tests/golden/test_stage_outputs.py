@@ -9,15 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from jobs import append, baseline, evaluate, ingest, remove, train
+from jobs import append, baseline, evaluate, import_weights, ingest, remove, train
 from jobs import filter as filtering
 from pipeline.data.shards.shard_set import ShardSet
+from pipeline.model.saved import load_model
 from schemas.curation import AppendSpec, FilterSpec, RemoveSpec
 from schemas.data import IngestSpec
 from schemas.evaluation import AccuracyReport, BaselineSpec, EvaluateSpec
+from schemas.interchange import ImportSpec
 from schemas.manifest import DATASET_FOLDER
 from schemas.training import FinetuneSpec, PretrainSpec
 from tests.support.stages import StageRun, run_stage
@@ -40,6 +43,8 @@ TRAINING: dict[str, Any] = {
     "duration": {"steps": 12},
     "resources": {"engine": "torch"},
 }
+BLOCK = "Transformer/encoderblock_0/"
+ATTENTION = "MultiHeadDotProductAttention_0/"
 MODEL = {"width": 24, "depth": 2, "num_heads": 3, "mlp_dim": 32, "patch_px": 4, "image_px": 8}
 
 
@@ -120,6 +125,41 @@ def test_finetune_and_evaluate(digits: StageRun, pretrained: StageRun, tmp_path:
     assert measured.output.metrics["test/nll"] == pytest.approx(GOLDEN["nll"], abs=LOSS_TOLERANCE)
 
 
+def test_import(tmp_path: Path) -> None:
+    shapes = {
+        "embedding/kernel": (4, 4, 3, 8),
+        "embedding/bias": (8,),
+        "pos_embedding": (1, 4, 8),
+        **{f"{BLOCK}LayerNorm_{it}/{part}": (8,) for it in (0, 1) for part in ("scale", "bias")},
+        **{f"{BLOCK}{ATTENTION}{it}/kernel": (8, 2, 4) for it in ("query", "key", "value")},
+        **{f"{BLOCK}{ATTENTION}{it}/bias": (2, 4) for it in ("query", "key", "value")},
+        f"{BLOCK}{ATTENTION}out/kernel": (2, 4, 8),
+        f"{BLOCK}{ATTENTION}out/bias": (8,),
+        f"{BLOCK}MlpBlock_0/Dense_0/kernel": (8, 16),
+        f"{BLOCK}MlpBlock_0/Dense_0/bias": (16,),
+        f"{BLOCK}MlpBlock_0/Dense_1/kernel": (16, 8),
+        f"{BLOCK}MlpBlock_0/Dense_1/bias": (8,),
+        "Transformer/encoder_norm/scale": (8,),
+        "Transformer/encoder_norm/bias": (8,),
+        "head/kernel": (8, 3),
+        "head/bias": (3,),
+    }
+    arrays = {
+        name: np.sin(np.arange(np.prod(shape)) + index, dtype=np.float32).reshape(shape)
+        for index, (name, shape) in enumerate(shapes.items())
+    }
+    np.savez(tmp_path / "vit.npz", **{f"params/{name}": it for name, it in arrays.items()})
+    spec = ImportSpec.parse({"source": {"layout": "google", "uri": str(tmp_path / "vit.npz")}})
+    made = run_stage(import_weights.run, spec, tmp_path / "vit")
+    model, saved = load_model(made.path / "model")
+    (said,) = made.said
+    assert said.startswith("the file does not say, and was taken: gelu tanh, layer_norm_eps 1e-06")
+    assert (saved.key, saved.trained_steps, saved.spec.grid) == (made.artifact.digest, 0, (2, 2))
+    with torch.no_grad():
+        logits = model(torch.linspace(-1, 1, 192).reshape(1, 3, 8, 8))
+    assert logits[0].tolist() == pytest.approx(GOLDEN["import"], abs=1e-5)
+
+
 def test_baseline(digits: StageRun, tmp_path: Path) -> None:
     spec = BaselineSpec.parse({"data": "digits", "image_px": 8})
     made = run_stage(baseline.run, spec, tmp_path / "pixels", inputs={"data": digits.at(None)})
@@ -138,6 +178,7 @@ GOLDEN: dict[str, Any] = {
     "second": "digits/1668",
     "pretrain_loss": 1.0970216989517212,
     "finetune_loss": 1.1254479885101318,
+    "import": [-0.63974929, -1.776366, -1.27980018],
     "nll": 1.102529802446306,
     "baseline": {"logistic_regression": (117, 118), "nearest_neighbour": (118, 118)},
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 from infra.serial_pool import NeverStop, SerialPool
 from jobs.stage import StageEntry, StageOutput, StageTools
-from pipeline.data.sources import fingerprint
+from jobs.stage_sources import fingerprint
 from schemas.artifacts import KeyRecord
 from schemas.runs import InputArtifact, StageRequest
 from schemas.stage import StageSpec

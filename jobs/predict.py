@@ -1,0 +1,118 @@
+"""What `vitrail predict` does: name what is on images, draw where the model looks."""
+
+from pathlib import Path
+
+import numpy as np
+
+from jobs.console import print_document, stderr, stdout, table
+from jobs.model_names import ModelName
+from pipeline.evaluation.attention import Look, Seen, draw_overlay, look_at
+from pipeline.model.saved import load_model
+from schemas.checkpoint import SavedModel
+from schemas.errors import UsageError, VitrailError
+from schemas.model_documents import Guess, ImagePrediction, PredictDocument
+
+SUFFIX = ".attention.png"
+_WHAT = {
+    ("last", True): "attention of the class token, last block",
+    ("last", False): "mean attention on each patch, last block",
+    ("rollout", True): "attention of the class token through all blocks",
+    ("rollout", False): "mean attention on each patch through all blocks",
+}
+_TITLE_CHARS = 34
+
+
+def predict_images(  # a command has as many options as it has
+    name: ModelName, images: list[Path], *, attention: Look, top: int, out: Path | None, output: str
+) -> None:
+    """Show the model every image; prints classes and writes an overlay for each."""
+    folder = name.folder()
+    model, saved = load_model(folder)
+    _check_places(images, out)
+    what = _WHAT[attention, saved.spec.pool == "cls"]
+    notes = _notes(saved)
+    for note in notes:
+        stderr().print(f"note: {note}", markup=False)
+    found = []
+    for image in images:
+        seen = look_at(model, image.read_bytes(), name=str(image), look=attention)
+        guesses = _guesses(seen, saved, top)
+        overlay = None
+        if seen.attention is not None:
+            overlay = (out or image.parent) / (image.name + SUFFIX)
+            _draw(overlay, seen, title=_title(image, guesses), caption=what)
+        found.append(ImagePrediction(image=str(image), top=guesses, overlay=_text(overlay)))
+    document = PredictDocument(
+        location=str(folder), attention=what, images=tuple(found), notes=notes
+    )
+    if output == "json":
+        print_document(document)
+    else:
+        _print(document)
+
+
+def _check_places(images: list[Path], out: Path | None) -> None:
+    missing = [str(image) for image in images if not image.is_file()]
+    if missing:
+        raise UsageError(f"there is no image {', '.join(missing)}")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    places = [(out or image.parent) / image.name for image in images]
+    if len(set(places)) < len(places):
+        raise UsageError("two images have one name; give them to separate commands, or no --out")
+
+
+def _notes(saved: SavedModel) -> tuple[str, ...]:
+    notes = []
+    if not saved.spec.num_classes:
+        notes.append(
+            "the model has no head, so it names no classes; fine-tune it on labelled images first"
+        )
+    elif not saved.class_names:
+        notes.append("nobody said what the classes are called, so they are numbered")
+    if saved.spec.axial:
+        notes.append("no token of axial blocks sees the whole image, so no attention is drawn")
+    return tuple(notes)
+
+
+def _guesses(seen: Seen, saved: SavedModel, top: int) -> tuple[Guess, ...]:
+    if seen.probabilities is None:
+        return ()
+    names = saved.class_names or tuple(f"class {it}" for it in range(saved.spec.num_classes))
+    best = np.argsort(-seen.probabilities, kind="stable")[:top]
+    return tuple(
+        Guess(class_name=names[it], probability=min(1.0, float(seen.probabilities[it])))
+        for it in best.tolist()
+    )
+
+
+def _title(image: Path, guesses: tuple[Guess, ...]) -> str:
+    if not guesses:
+        return image.name[:_TITLE_CHARS]
+    return f"{guesses[0].class_name[:_TITLE_CHARS]}, {guesses[0].probability:.0%}"
+
+
+def _draw(path: Path, seen: Seen, *, title: str, caption: str) -> None:
+    try:
+        draw_overlay(path, seen, title=title, caption=caption)
+    except OSError as error:
+        raise VitrailError(
+            f"{path} cannot be written: {error.strerror}", hint="name a folder with --out DIR"
+        ) from error
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _print(document: PredictDocument) -> None:
+    console = stdout()
+    for index, image in enumerate(document.images):
+        if index:
+            console.print()
+        console.print(image.image, markup=False)
+        rows = [(it.class_name, f"{100 * it.probability:.1f} %") for it in image.top]
+        if rows:
+            console.print(table(("class", ">probability"), rows))
+        if image.overlay is not None:
+            console.print(f"{document.attention}: {image.overlay}", markup=False)
