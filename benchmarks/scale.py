@@ -33,7 +33,7 @@ from pipeline.data.ingest.seal import SHARDS_PER_BATCH
 from pipeline.data.order import ORDER_VERSION
 from pipeline.data.shards.shard_files import row_checksum
 from pipeline.data.shards.shard_set import ShardSet, Split
-from pipeline.data.staging import write_arrow, write_canonical, write_table
+from pipeline.data.staging import sha256_of, write_arrow, write_canonical, write_table
 from schemas.manifest import (
     MANIFEST_FILE,
     REJECTIONS_FILE,
@@ -132,7 +132,8 @@ def write_set(folder: Path, options: Any) -> None:
     shard = folder / "one.arrow"
     write_arrow(shard, _shard(rng, options.corpus), rows_per_batch=ROWS_PER_BATCH)
     table = _shard_table(rng, shard)
-    nothing = write_table(folder / REJECTIONS_FILE, REJECTIONS.empty_table())
+    write_table(folder / SHARD_TABLE_FILE, table, rows_per_batch=SHARDS_PER_BATCH)
+    write_table(folder / REJECTIONS_FILE, REJECTIONS.empty_table())
     manifest = ShardSetManifest(
         record_version=RECORD_VERSION,
         order_version=ORDER_VERSION,
@@ -142,11 +143,9 @@ def write_set(folder: Path, options: Any) -> None:
         num_shards=SHARDS,
         num_rows=SHARDS * SHARD_ROWS,
         num_bytes=SHARDS * shard.stat().st_size,
-        shard_table_sha256=write_table(
-            folder / SHARD_TABLE_FILE, table, rows_per_batch=SHARDS_PER_BATCH
-        ),
+        shard_table_sha256=sha256_of(folder / SHARD_TABLE_FILE),
         rejections={},
-        rejections_sha256=nothing,
+        rejections_sha256=sha256_of(folder / REJECTIONS_FILE),
     )
     write_canonical(folder / MANIFEST_FILE, manifest.dump())
     _link(folder, shard, options.seed)

@@ -193,12 +193,10 @@ def write_canonical(path: Path, value: object) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def write_table(path: Path, table: pa.Table, *, rows_per_batch: int = 65_536) -> str:
-    """Commit a table as an uncompressed Arrow IPC file; returns its sha256 in hex."""
-    with committing(path) as temporary:
-        with disk_guard(path, needed_bytes=table.nbytes):
-            write_arrow(temporary, table, rows_per_batch=rows_per_batch)
-        return sha256_of(temporary)
+def write_table(path: Path, table: pa.Table, *, rows_per_batch: int = 65_536) -> None:
+    """Commit a table as an uncompressed Arrow IPC file."""
+    with committing(path) as temporary, disk_guard(path, needed_bytes=table.nbytes):
+        write_arrow(temporary, table, rows_per_batch=rows_per_batch)
 
 
 def write_arrow(path: Path, table: pa.Table, *, rows_per_batch: int) -> None:

@@ -18,7 +18,13 @@ from pipeline.data.ingest.rejections import merge_rejections
 from pipeline.data.ingest.seal import place
 from pipeline.data.shards.shard_set import ShardSet
 from pipeline.data.shards.tombstones import DerivedSet, shard_files
-from pipeline.data.staging import BUILD_PIECES, BuildTools, write_canonical, write_table
+from pipeline.data.staging import (
+    BUILD_PIECES,
+    BuildTools,
+    sha256_of,
+    write_canonical,
+    write_table,
+)
 from schemas.curation import AppendSpec
 from schemas.data import ImageSpec
 from schemas.errors import SpecError
@@ -82,7 +88,8 @@ def _together(old: ShardSet, new: ShardSet, *, out: Path, scratch: Path) -> Deri
     for path in known:
         place((old.folder if (old.folder / path).is_file() else new.folder) / path, out / path)
     table = pa.concat_tables([old.table, new.table]).cast(SHARD_TABLE)
-    known[SHARD_TABLE_FILE] = write_table(out / SHARD_TABLE_FILE, table)
+    write_table(out / SHARD_TABLE_FILE, table)
+    known[SHARD_TABLE_FILE] = sha256_of(out / SHARD_TABLE_FILE)
     known[REJECTIONS_FILE] = merge_rejections(
         [it.folder / REJECTIONS_FILE for it in (old, new)], out / REJECTIONS_FILE, scratch=scratch
     )

@@ -6,7 +6,7 @@ not committed.
 
 Costs. The driver holds the numbers of units (512 files each) and of buckets (`shard_bytes` each),
 the class names, and at most `select.per_class` candidates for each class; nothing else grows with
-the corpus. A map task holds one unit, a reduce task about four times one bucket. On disk, staged
+the corpus. A map task holds one unit, a reduce task about three times one bucket. On disk, staged
 rows and shards exist side by side until the progress folder goes.
 """
 
@@ -45,7 +45,7 @@ __all__ = ["BuildResult", "build_shard_set", "resolve_classes"]
 
 PLAN_VERSION = 3
 """Raised when the pieces in a progress folder change their form."""
-_BUCKETS_IN_MEMORY = 4
+_BUCKETS_IN_MEMORY = 3
 """How often a reduce task holds its bucket at the most."""
 
 

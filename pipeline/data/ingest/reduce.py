@@ -1,11 +1,13 @@
 """The select and reduce steps: one task gathers one bucket of one split from all staged units.
 
 A bucket is a range of the order key, so all copies of an image meet in it. Memory of a task is
-about four times the bytes of its bucket; each task opens every staged file once, so the whole
+about three times the bytes of its bucket; each task opens every staged file once, so the whole
 costs units x buckets openings (a corpus beyond tens of terabytes would want two levels of buckets).
 """
 
+import itertools
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -76,11 +78,11 @@ def reduce_bucket(task: BucketTask) -> int:
         DiskFullError: If no space is left.
     """
     staging = Staging(task.progress)
-    rows = _gather(task, RECORD.names)
+    images: list[bytes] = []
+    rows = _gather(task, [name for name in RECORD.names if name != "image"], images)
     settled = _settle(staging, rows)
     kept = _selected(task, rows, settled.kept)
-    shard = rows.select(RECORD.names).take(pa.array(kept)).cast(_shard_schema())
-    entry = _write_shard(staging, shard)
+    entry = _write_shard(staging, _shard(rows, images, kept))
     place = task.split, task.bucket, task.buckets
     rejected = write_rejections(staging.bucket_rejections(*place), settled.rejections)
     write_json(staging.bucket(*place), entry | {"split": task.split, "rejected": rejected})
@@ -106,18 +108,48 @@ class _Settled:
     rejections: list[RejectionRow]
 
 
-def _gather(task: BucketTask, columns: list[str]) -> pa.Table:
-    """The bucket's rows of every unit, in memory; units follow each other in listing order."""
+def _gather(task: BucketTask, columns: list[str], images: list[bytes] | None = None) -> pa.Table:
+    """The bucket's rows of every unit, in memory; units follow each other in listing order.
+
+    Stored images go into `images`, where it is given: each is copied once here, and once when all
+    are put in order. Arrow would copy them four times, which took longer than writing them.
+    """
     staging = Staging(task.progress)
     plan = read_plan(staging)
     split = plan["splits"].index(task.split)
-    parts = [
-        _range_of_unit(read_table(staging.staged(unit)), split, task).select([ORDER_KEY, *columns])
-        for unit in range(plan["units"])
-    ]
-    # `take` copies, so that no task keeps every staged file mapped.
-    copies = [part.take(pa.array(np.arange(len(part)))) for part in parts]
+    copies = []
+    for unit in range(plan["units"]):
+        part = _range_of_unit(read_table(staging.staged(unit)), split, task)
+        # `take` copies, so that no task keeps every staged file mapped.
+        copies.append(part.select([ORDER_KEY, *columns]).take(pa.array(np.arange(len(part)))))
+        if images is not None:
+            images += _images(part)
     return pa.concat_tables(copies).combine_chunks()
+
+
+def _images(part: pa.Table) -> Iterator[bytes]:
+    for chunk in part["image"].chunks:
+        column = chunk.field("bytes")
+        _, bounds, data = column.buffers()
+        view = memoryview(data)
+        within = np.frombuffer(bounds, np.int32)[column.offset : column.offset + len(column) + 1]
+        for start, stop in itertools.pairwise(within.tolist()):
+            yield view[start:stop].tobytes()
+
+
+def _shard(rows: pa.Table, images: list[bytes], kept: NDArray[np.int64]) -> pa.Table:
+    """The kept rows in shard order, as they are written."""
+    schema = _shard_schema()
+    in_order = [images[index] for index in kept.tolist()]
+    # `pa.array` would grow its memory as it goes, and copy what it has each time.
+    bounds = np.cumsum([0, *map(len, in_order)], dtype=np.int32)
+    buffers = [None, pa.py_buffer(bounds), pa.py_buffer(b"".join(in_order))]
+    data = pa.Array.from_buffers(pa.binary(), len(kept), buffers)
+    no_path = pa.array([None] * len(kept), pa.string())
+    image = pa.StructArray.from_arrays([data, no_path], fields=list(schema.field("image").type))
+    rest = rows.take(pa.array(kept))
+    columns = [image if name == "image" else rest[name] for name in schema.names]
+    return pa.table(columns, schema=schema)
 
 
 def _range_of_unit(staged: pa.Table, split: int, task: BucketTask) -> pa.Table:

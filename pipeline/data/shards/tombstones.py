@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from pipeline.data.ingest.seal import place
 from pipeline.data.shards.shard_set import ShardSet
-from pipeline.data.staging import write_canonical, write_table
+from pipeline.data.staging import sha256_of, write_canonical, write_table
 from schemas.errors import DataError
 from schemas.manifest import (
     MANIFEST_FILE,
@@ -63,7 +63,8 @@ def without_rows(
         splits[name] = entry.revise(rows=entry.rows - counts[name])
     known = carry_over(data, out)
     tombstones = merged(data.tombstones, removed)
-    known[TOMBSTONES_FILE] = write_table(out / TOMBSTONES_FILE, tombstones)
+    write_table(out / TOMBSTONES_FILE, tombstones)
+    known[TOMBSTONES_FILE] = sha256_of(out / TOMBSTONES_FILE)
     manifest = data.manifest.revise(
         parents=(data.digest, *others),
         tombstones=TombstoneEntry(sha256=known[TOMBSTONES_FILE], rows=len(tombstones)),

@@ -12,7 +12,7 @@ from datasets import DatasetDict, load_dataset, load_from_disk
 from pipeline.data.images.decode import decode
 from pipeline.data.shards.exporting import FORMS, export, folder_name
 from pipeline.data.shards.shard_set import ShardSet, Split
-from pipeline.data.staging import write_table
+from pipeline.data.staging import sha256_of, write_table
 from schemas.errors import IntegrityError, UsageError
 from schemas.manifest import MANIFEST_FILE, TOMBSTONES_FILE, TombstoneEntry
 from schemas.records import TOMBSTONES
@@ -125,7 +125,8 @@ def test_removed_rows_are_left_out(data: ShardSet, tmp_path: Path) -> None:
     for path in data.folder.iterdir():
         (clean / path.name).symlink_to(path)
     (clean / MANIFEST_FILE).unlink()
-    sha256 = write_table(clean / TOMBSTONES_FILE, pa.Table.from_pylist([entry], schema=TOMBSTONES))
+    write_table(clean / TOMBSTONES_FILE, pa.Table.from_pylist([entry], schema=TOMBSTONES))
+    sha256 = sha256_of(clean / TOMBSTONES_FILE)
     manifest = data.manifest.revise(tombstones=TombstoneEntry(sha256=sha256, rows=1))
     (clean / MANIFEST_FILE).write_text(json.dumps(manifest.dump()))
     cleaned = ShardSet.open(clean).split("train")
