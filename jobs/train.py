@@ -12,6 +12,7 @@ from jobs.train_worker import (
     CHECKPOINTS,
     TrainPlan,
     initial_model,
+    objective_of,
     open_data,
     prepare_torch,
     run_alone,
@@ -85,13 +86,15 @@ def _search(
     plan: TrainPlan, tools: StageTools, spec: FinetuneSpec, search: SearchSpec
 ) -> SearchReport:
     prepare_torch(spec.resources.threads)
+    device = torch.device("cuda" if spec.resources.gpus_per_worker else "cpu")
     bench = Bench(
         spec=spec,
         search=search,
         split=open_data(plan.request, spec).first,
         new_model=lambda: initial_model(plan),
+        objective=objective_of(plan, device),
         seed=plan.request.seed,
-        device=torch.device("cuda" if spec.resources.gpus_per_worker else "cpu"),
+        device=device,
     )
     watch = Watch(stop=tools.stop, say=tools.say)
     report = run_search(bench, plan.progress / SEARCH_JOURNAL, watch)

@@ -22,7 +22,8 @@ from pipeline.model.vit import ViT, build
 from pipeline.training.engine import Engine, EngineSpec, TorchEngine
 from pipeline.training.keeper import CheckpointKeeper, RunIdentity
 from pipeline.training.loop import Watch, train
-from pipeline.training.objectives import Supervised
+from pipeline.training.objectives.common import Objective, Setting
+from pipeline.training.objectives.supervised import Supervised
 from pipeline.training.schedule import total_steps
 from schemas.checkpoint import MODEL_FOLDER, SavedModel
 from schemas.manifest import DATASET_FOLDER
@@ -135,13 +136,20 @@ def prepare_torch(threads: int) -> None:
 
 def engine_spec(plan: TrainPlan, device: torch.device) -> EngineSpec:
     """What every engine is made from."""
-    objective = Supervised(plan.model, plan.spec.augment.label_smoothing, device)
-    return EngineSpec(plan.spec.optim, objective, plan.spec.precision, device)
+    objective, seed = objective_of(plan, device), plan.request.seed
+    return EngineSpec(plan.spec.optim, objective, plan.spec.precision, device, seed)
+
+
+def objective_of(plan: TrainPlan, device: torch.device) -> Objective:
+    """What is trained for."""
+    setting = Setting(plan.model, plan.request.seed, device)
+    return Supervised(setting, plan.spec.augment.label_smoothing)
 
 
 def initial_model(plan: TrainPlan) -> ViT:
     """New weights, or those of the input `init` with a new head and the positions resized."""
     model = build(plan.model, seed=plan.request.seed)
+    model.recomputes = plan.spec.resources.recompute
     start = plan.request.inputs.get("init")
     if start is not None:
         weights, saved = load_weights(Path(start.path) / MODEL_FOLDER)

@@ -163,19 +163,24 @@ def _moment_bytes(algorithm: Algorithm) -> int:
     return 2 * FP32_BYTES if algorithm == "adamw" else FP32_BYTES
 
 
-def activation_bytes(spec: ViTSpec, *, samples: int, bytes_each: int) -> int:
-    """Rough bytes kept from forward to backward for one micro-batch, without recomputation.
+def activation_bytes(
+    spec: ViTSpec, *, samples: int, bytes_each: int, recompute: bool = False
+) -> int:
+    """Rough bytes kept from forward to backward for one micro-batch.
 
     For each token and block about 8 D + 2 M numbers: both norms' inputs and outputs, queries, keys,
     values, the attention's output, the MLP before and after its GELU; twice that in an axial block.
     Attention itself is computed in tiles and keeps nothing of size T^2, but for relative positions:
     the bias and the weights of each head. A stem keeps what goes into each norm and comes out.
+    With `recompute`, what goes into each block, and one block's own.
     """
     blocks = spec.depth * (2 if spec.axial else 1)
     numbers = tokens(spec) * blocks * (8 * spec.width + 2 * spec.mlp_dim)
     if spec.position == "relative":
         seen = sum(spec.grid) if spec.axial else tokens(spec)
         numbers += 2 * spec.num_heads * tokens(spec) * seen * spec.depth
+    if recompute:
+        numbers = numbers // spec.depth + tokens(spec) * spec.depth * spec.width
     if spec.stem is not None:
         convolutions = _convolutions(spec.stem, image_px=spec.image_px)
         numbers += 2 * sum(each.out * each.cells for each in convolutions)
@@ -224,10 +229,13 @@ def _training(spec: PretrainSpec | FinetuneSpec, model: ViTSpec | None) -> dict[
     state = training_state_bytes(params, algorithm, zero_stage=zero_stage, world=world)
     micro = resources.micro_batch or spec.batch.global_samples // world
     bytes_each = FP32_BYTES if spec.precision == "fp32" else FP32_BYTES // 2
+    kept = activation_bytes(
+        model, samples=micro, bytes_each=bytes_each, recompute=resources.recompute
+    )
     checkpoint = (FP32_BYTES + _moment_bytes(algorithm)) * params
     costs = {
         "parameters": float(params),
-        "memory_bytes": state + activation_bytes(model, samples=micro, bytes_each=bytes_each),
+        "memory_bytes": state + kept,
         "disk_bytes": float((spec.checkpoint.keep_last + 1) * checkpoint + FP32_BYTES * params),
     }
     steps = _steps(spec)

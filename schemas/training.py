@@ -143,6 +143,9 @@ class ResourcesSpec(Spec):
     """Threads of a worker that decode images."""
     micro_batch: Execution[int | None] = Field(default=None, gt=0)
     """Samples in one forward on one worker. None: the worker's whole share of the global batch."""
+    recompute: Execution[bool] = False
+    """Keep nothing inside blocks for the backward pass and run them twice: a third more work for
+    most of the memory of activations."""
     engine: Execution[Literal["deepspeed", "torch"]] = "deepspeed"
     """`torch` is the single-process reference."""
     zero_stage: Execution[Literal[0, 1, 2, 3]] = 1

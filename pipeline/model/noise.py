@@ -22,6 +22,11 @@ class ForwardNoise:
     kept_patches_BM: Int[Tensor, "B M"] | None = None  # noqa: N815
     """Indices of the patches that stay, in reading order of the grid; int64."""
 
+    def to(self, device: torch.device) -> "ForwardNoise":
+        """The same chances on a device."""
+        parts = self.keep_path_BL, self.kept_patches_BM
+        return ForwardNoise(*(None if part is None else part.to(device) for part in parts))
+
 
 def branches(spec: ViTSpec) -> int:
     """Residual branches of the whole model: two for each block, four for an axial one."""

@@ -1,5 +1,6 @@
 """What the loop needs of an engine, and the single-process reference that all others must equal."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from pipeline.model.vit import ViT
 from pipeline.training.checkpoint import ParameterState, read_parameters, write_share
-from pipeline.training.objectives import LabelledBatch, Objective
+from pipeline.training.objectives.common import LabelledBatch, Objective
 from pipeline.training.optimizer import (
     build_optimizer,
     materialise,
@@ -32,11 +33,12 @@ class Engine(Protocol):
     rank: int
     world_size: int
 
-    def forward_backward(self, micro_batches: Sequence[LabelledBatch]) -> float:
+    def forward_backward(self, micro_batches: Sequence[LabelledBatch], *, step: int) -> float:
         """Gradients of one optimizer step from this rank's share; all ranks call it.
 
         Args:
             micro_batches: Equally large parts of this rank's share of the global batch.
+            step: Optimizer steps done before; dropout is drawn by it.
 
         Returns:
             Mean loss over the global batch, equal on all ranks.
@@ -81,6 +83,8 @@ class EngineSpec:
     precision: str
     """`fp32`, or `bf16`: autocast over fp32 master weights."""
     device: torch.device
+    seed: int
+    """Of the experiment."""
 
 
 class TorchEngine:
@@ -101,11 +105,12 @@ class TorchEngine:
         for parameter in self.model.parameters():
             materialise(self.optimizer.state[parameter], parameter, self.spec.optim)
 
-    def forward_backward(self, micro_batches: Sequence[LabelledBatch]) -> float:
+    def forward_backward(self, micro_batches: Sequence[LabelledBatch], *, step: int) -> float:
         """See `Engine`."""
         self.model.train()
         total = torch.zeros((), device=self.spec.device)
-        for batch in micro_batches:
+        for index, batch in enumerate(micro_batches):
+            seed_dropout(self.spec.seed, step=step, micro_step=index, rank=self.rank)
             loss = self._loss(batch) / len(micro_batches)
             loss.backward()  # type: ignore[no-untyped-call]  # torch's own gap
             total += loss.detach()
@@ -171,6 +176,16 @@ def clip_gradients(model: torch.nn.Module, clip_norm: float | None) -> float:
         for gradient in gradients:
             gradient.mul_(scale)
     return float(norm)
+
+
+def seed_dropout(seed: int, *, step: int, micro_step: int, rank: int) -> None:
+    """Begin torch's own generators anew, so that dropout draws the same after a resume.
+
+    Nothing else in training draws from them.
+    """
+    text = f"dropout/{seed}/{step}/{micro_step}/{rank}"
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little"))
 
 
 def autocast(spec: EngineSpec) -> torch.autocast:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.training import checkpoint
 from pipeline.training.engine import Engine
-from pipeline.training.objectives import LabelledBatch
+from pipeline.training.objectives.common import LabelledBatch
 from schemas.checkpoint import CHECKPOINT_STATE, CheckpointState
 from schemas.errors import IntegrityError
 from schemas.model import ViTSpec

@@ -9,7 +9,7 @@ from typing import Protocol
 from pipeline.ports import MetricLog, StopSignal
 from pipeline.training.engine import Engine
 from pipeline.training.keeper import CheckpointKeeper, Resumed
-from pipeline.training.objectives import LabelledBatch
+from pipeline.training.objectives.common import LabelledBatch
 from pipeline.training.schedule import learning_rate
 from schemas.errors import PausedError, StageFailedError
 from schemas.training import OptimSpec
@@ -92,7 +92,7 @@ def train(
         micro_batches = next(stream)
         meter.waited(watch.clock() - waited_from)
 
-        loss = engine.forward_backward(micro_batches)
+        loss = engine.forward_backward(micro_batches, step=done)
         if not math.isfinite(loss):
             # Checked before the update: the last checkpoint is still good.
             raise StageFailedError(

@@ -21,7 +21,7 @@ from pipeline.data.shards.shard_set import AnySplit
 from pipeline.model.vit import ViT, normalise
 from pipeline.training.engine import EngineSpec, TorchEngine, autocast
 from pipeline.training.loop import Watch, train
-from pipeline.training.objectives import Supervised
+from pipeline.training.objectives.common import Objective
 from schemas.errors import DataError
 from schemas.report import SearchReport, SearchTrial
 from schemas.training import FinetuneSpec, OptimSpec, SearchSpec
@@ -40,6 +40,7 @@ class Bench:
     split: AnySplit
     new_model: Callable[[], ViT]
     """Gives the start of a trial, equal each time."""
+    objective: Objective
     seed: int
     device: torch.device
 
@@ -137,9 +138,10 @@ def _run_trial(bench: Bench, peak_lr: float, steps: int, *, repeat: int, stop: W
         bench.split.labels(), bench.search.holdout_ratio, seed=bench.seed, repeat=repeat
     )
     model = bench.new_model()
-    objective = Supervised(model.spec, spec.augment.label_smoothing, bench.device)
     optim = trial_optim(spec.optim, peak_lr, steps)
-    engine = TorchEngine(model, EngineSpec(optim, objective, spec.precision, bench.device))
+    engine = TorchEngine(
+        model, EngineSpec(optim, bench.objective, spec.precision, bench.device, bench.seed)
+    )
     samples = min(spec.batch.global_samples, len(kept))
     if spec.augment.mixes:
         samples -= samples % 2

@@ -20,8 +20,14 @@ from torch import distributed as dist
 
 from pipeline.model.vit import ViT
 from pipeline.training.checkpoint import ParameterState, write_share
-from pipeline.training.engine import EngineSpec, clip_gradients, load_weights, to_cpu
-from pipeline.training.objectives import LabelledBatch
+from pipeline.training.engine import (
+    EngineSpec,
+    clip_gradients,
+    load_weights,
+    seed_dropout,
+    to_cpu,
+)
+from pipeline.training.objectives.common import LabelledBatch
 from pipeline.training.optimizer import (
     build_optimizer,
     materialise,
@@ -134,7 +140,7 @@ class DeepSpeedEngine:
         name = "fp32_partitioned_groups_flat" if self.zero.stage == 3 else None
         return list(getattr(engine.optimizer, name or "single_partition_of_fp32_groups"))
 
-    def forward_backward(self, micro_batches: Sequence[LabelledBatch]) -> float:
+    def forward_backward(self, micro_batches: Sequence[LabelledBatch], *, step: int) -> float:
         """See `Engine`."""
         engine = self._engine
         engine.train()
@@ -142,6 +148,7 @@ class DeepSpeedEngine:
         for index, batch in enumerate(micro_batches):
             if index:
                 engine.step()  # off the boundary: only counts the micro-step
+            seed_dropout(self.spec.seed, step=step, micro_step=index, rank=self.rank)
             loss = self.spec.objective(engine, batch)
             engine.backward(loss)
             total += loss.detach()

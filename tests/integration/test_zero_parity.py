@@ -7,7 +7,8 @@ import torch
 
 from pipeline.model.vit import KEY_BIAS
 from pipeline.training.engine import TorchEngine
-from tests.support.training import FakeLoader, engine_spec, model, torch_engine
+from schemas.model import ViTSpec
+from tests.support.training import DROPOUT, NOISY, TINY, FakeLoader, engine_spec, model
 from tests.support.zero_runs import STEPS, Outcome, ZeroRun, follow, run_world
 
 TOLERANCE = 1e-5
@@ -15,10 +16,14 @@ CROSSINGS = [(0, 3), (1, 2), (2, 0), (3, 1)]
 
 
 @pytest.fixture(scope="module")
-def reference() -> Outcome:
-    engine = torch_engine()
-    losses, norms = follow(engine, FakeLoader(), None)
-    return Outcome(losses, norms, {name: state.weight for name, state in engine.state()})
+def references() -> dict[str, Outcome]:
+    """One process of plain torch: without chances, and with skipped branches and patches."""
+    return {"plain": alone(TINY), "noisy": alone(NOISY)}
+
+
+@pytest.fixture(scope="module")
+def reference(references: dict[str, Outcome]) -> Outcome:
+    return references["plain"]
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +37,10 @@ def two_ranks(folder: Path) -> dict[str, Outcome]:
     runs = [ZeroRun(f"zero{s}", s, checkpoints=str(folder / f"from{s}")) for s in range(4)]
     runs.append(ZeroRun("accumulated", 2, accumulation=2))
     runs.append(ZeroRun("bf16", 2, precision="bf16"))
+    runs.append(ZeroRun("recomputed", 3, recompute=True))
+    runs += [ZeroRun(f"noisy{s}", s, accumulation=2, spec=NOISY) for s in (0, 3)]
+    dropped = {"accumulation": 2, "spec": DROPOUT, "checkpoints": str(folder / "dropped")}
+    runs += [ZeroRun(name, 2, **dropped) for name in ("undisturbed", "resumed")]
     return run_world(folder / "two", 2, runs)
 
 
@@ -45,13 +54,33 @@ def one_rank(folder: Path, two_ranks: dict[str, Outcome]) -> dict[str, Outcome]:
     return run_world(folder / "one", 1, runs)
 
 
-@pytest.mark.parametrize("name", ["zero0", "zero1", "zero2", "zero3", "accumulated"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((name, "plain") for name in ("zero0", "zero1", "zero2", "zero3", "accumulated")),
+        ("recomputed", "plain"),
+        *((name, "noisy") for name in ("noisy0", "noisy3")),
+    ],
+)
 def test_two_ranks_train_as_one_process_does(
-    name: str, reference: Outcome, two_ranks: dict[str, Outcome]
+    name: str, kind: str, references: dict[str, Outcome], two_ranks: dict[str, Outcome]
 ) -> None:
+    reference = references[kind]
     assert two_ranks[name].losses == pytest.approx(reference.losses, abs=TOLERANCE)
     assert two_ranks[name].norms == pytest.approx(reference.norms, rel=TOLERANCE)
     assert furthest_weight(two_ranks[name], reference) <= TOLERANCE
+
+
+def test_chances_change_the_course(references: dict[str, Outcome]) -> None:
+    assert references["noisy"].losses != pytest.approx(references["plain"].losses, abs=1e-2)
+
+
+def test_a_resumed_run_drops_what_the_undisturbed_one_drops(two_ranks: dict[str, Outcome]) -> None:
+    whole, resumed = two_ranks["undisturbed"], two_ranks["resumed"]
+    assert sorted(resumed.losses) == list(range(STEPS // 2, STEPS))
+    assert resumed.losses == {step: whole.losses[step] for step in resumed.losses}
+    for name, weight in whole.weights.items():
+        assert torch.equal(resumed.weights[name], weight), name
 
 
 @pytest.mark.parametrize(("source", "target"), CROSSINGS)
@@ -74,6 +103,12 @@ def test_bf16_arithmetic_keeps_fp32_weights_and_stays_close(
         assert found == pytest.approx(reference.losses, rel=0.05)
         assert found != reference.losses
     assert all(weight.dtype == torch.float32 for weight in two_ranks["bf16"].weights.values())
+
+
+def alone(spec: ViTSpec) -> Outcome:
+    engine = TorchEngine(model(spec), engine_spec(spec))
+    losses, norms = follow(engine, FakeLoader(), None)
+    return Outcome(losses, norms, {name: state.weight for name, state in engine.state()})
 
 
 def furthest_weight(found: Outcome, expected: Outcome) -> float:

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipeline.data.feed.course import Places
 from pipeline.data.feed.mixing import Mix
 from pipeline.model.vit import ViT, build
 from pipeline.training.engine import EngineSpec, TorchEngine
 from pipeline.training.keeper import CheckpointKeeper, RunIdentity
-from pipeline.training.objectives import Supervised
+from pipeline.training.objectives.common import Setting
+from pipeline.training.objectives.supervised import Supervised
 from schemas.model import ViTSpec
 from schemas.training import CheckpointSpec, OptimSpec
 
@@ -24,16 +26,26 @@ TINY = ViTSpec(
     image_px=(8, 8),
     num_classes=5,  # odd sizes: the ranks of ZeRO-3 cannot share them out evenly
 )
+NOISY = TINY.revise(drop_path=0.4, patch_dropout=0.25)
+"""Chances that are equal in any world."""
+DROPOUT = NOISY.revise(dropout=0.2)
+"""And one that is equal in the same world."""
 OPTIM = OptimSpec(peak_lr=3e-3, warmup_steps=3, weight_decay=0.1, clip_norm=1.0)
 KEY = "a" * 64
+CPU = torch.device("cpu")
+SEED = 11
 
 
 @dataclass(frozen=True)
 class FakeBatch:
     pixels_BHWC: np.ndarray  # noqa: N815 - arrays carry their axes in their names
     label_B: np.ndarray  # noqa: N815
-    weight_B: np.ndarray | None = None  # noqa: N815
+    places: Places
     mix: Mix | None = None
+
+    @property
+    def weight_B(self) -> np.ndarray | None:  # noqa: N802
+        return self.places.weight
 
 
 class FakeLoader:
@@ -65,7 +77,7 @@ class FakeLoader:
             rows = rng.permutation(len(self.labels))[: self.global_samples]
             own = rows[self.rank * self.share : (self.rank + 1) * self.share]
             yield tuple(
-                self.rows(own[i : i + self.micro_batch])
+                self.rows(own[i : i + self.micro_batch], epoch=step)
                 for i in range(0, self.share, self.micro_batch)
             )
             step += 1
@@ -73,15 +85,20 @@ class FakeLoader:
     def figures(self) -> dict[str, float]:
         return {"loader/replaced_count": 0.0}
 
-    def rows(self, rows: np.ndarray) -> FakeBatch:
-        return FakeBatch(self.pixels[rows], self.labels[rows])
+    def rows(self, rows: np.ndarray, *, epoch: int = 0) -> FakeBatch:
+        where = Places(np.zeros_like(rows), np.full_like(rows, epoch), rows)
+        return FakeBatch(self.pixels[rows], self.labels[rows], where)
 
 
 def engine_spec(
     spec: ViTSpec = TINY, optim: OptimSpec = OPTIM, precision: str = "fp32"
 ) -> EngineSpec:
-    cpu = torch.device("cpu")
-    return EngineSpec(optim, Supervised(spec, 0.0, cpu), precision, cpu)
+    supervised = Supervised(setting(spec), 0.0)
+    return EngineSpec(optim, supervised, precision, CPU, SEED)
+
+
+def setting(spec: ViTSpec = TINY) -> Setting:
+    return Setting(spec, SEED, CPU)
 
 
 def torch_engine(spec: ViTSpec = TINY, optim: OptimSpec = OPTIM) -> TorchEngine:

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.training.engine import Engine
 from pipeline.training.schedule import learning_rate
-from tests.support.training import OPTIM, FakeLoader, engine_spec, keeper, model
+from schemas.model import ViTSpec
+from tests.support.training import OPTIM, TINY, FakeLoader, engine_spec, keeper, model
 
 STEPS = 20
 
@@ -25,6 +26,8 @@ class ZeroRun:
     accumulation: int = 1
     precision: str = "fp32"
     checkpoints: str | None = None
+    spec: ViTSpec = TINY
+    recompute: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,10 @@ def _rank(rank: int, world_size: int, folder: Path, runs: list[ZeroRun]) -> None
         micro = 16 // world_size // run.accumulation
         loader = FakeLoader(rank=rank, world_size=world_size, micro_batch=micro)
         zero = ZeroSpec(stage=run.stage, micro_batch=micro, accumulation=run.accumulation)
-        spec = engine_spec(precision=run.precision)
-        engine = DeepSpeedEngine(model(), spec, zero)
+        spec = engine_spec(run.spec, precision=run.precision)
+        vit = model(run.spec)
+        vit.recomputes = run.recompute
+        engine = DeepSpeedEngine(vit, spec, zero)
         losses, norms = follow(engine, loader, run.checkpoints)
         weights = {name: state.weight for name, state in engine.state()}
         if rank == 0:
@@ -81,7 +86,7 @@ def follow(
     losses, norms = {}, {}
     stream = loader.batches(start)
     for step in range(start, STEPS):
-        losses[step] = engine.forward_backward(next(stream))
+        losses[step] = engine.forward_backward(next(stream), step=step)
         norms[step] = engine.step(learning_rate(step, OPTIM, STEPS))
         if keep and step + 1 == STEPS // 2 and start == 0:
             keep.save(engine, step + 1, losses[step])

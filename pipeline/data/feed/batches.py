@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.feed.augment import Drawn, apply
+from pipeline.data.feed.course import Places
 from pipeline.data.feed.mixing import Mix
 from pipeline.data.order import Int64s
 from pipeline.data.shards.shard_set import Row
@@ -38,13 +39,18 @@ class Batch:
     label_B: Int64s  # noqa: N815
     uid_B: NDArray[np.uint8]  # noqa: N815
     """The uids, [B, 16]."""
-    weight_B: NDArray[np.float32] | None = None  # noqa: N815
-    """How much each sample counts, 1 on average over the global batch; None: all alike."""
+    places: Places
+    """Where in the run each sample stands: whatever else is drawn for it is drawn by that."""
     mix: Mix | None = None
     """How neighbours are to be mixed, on the device; None: not at all."""
 
     def __len__(self) -> int:
         return len(self.label_B)
+
+    @property
+    def weight_B(self) -> NDArray[np.float32] | None:  # noqa: N802
+        """How much each sample counts, 1 on average over the global batch; None: all alike."""
+        return self.places.weight
 
     def part(self, start: int, stop: int) -> "Batch":
         """Some consecutive samples, as views."""
@@ -52,7 +58,7 @@ class Batch:
             self.pixels_BHWC[start:stop],
             self.label_B[start:stop],
             self.uid_B[start:stop],
-            None if self.weight_B is None else self.weight_B[start:stop],
+            self.places.part(start, stop),
             None if self.mix is None else self.mix.part(start, stop),
         )
 
@@ -90,10 +96,9 @@ class Samples(Protocol):
 class BatchPlan:
     """A batch to be."""
 
-    num_samples: int
+    places: Places
     image_px: tuple[int, int]
     samples: Samples
-    weight_B: NDArray[np.float32] | None = None  # noqa: N815
     mix: Mix | None = None
 
 
@@ -160,14 +165,15 @@ class BatchFiller:
             yield self._finish(ahead)
 
     def _begin(self, plan: BatchPlan) -> tuple[Batch, list[Future[None]]]:
+        samples = len(plan.places)
         batch = Batch(
-            np.empty((plan.num_samples, *plan.image_px, 3), np.uint8),
-            np.empty(plan.num_samples, np.int64),
-            np.empty((plan.num_samples, 16), np.uint8),
-            plan.weight_B,
+            np.empty((samples, *plan.image_px, 3), np.uint8),
+            np.empty(samples, np.int64),
+            np.empty((samples, 16), np.uint8),
+            plan.places,
             plan.mix,
         )
-        shares = [range(first, plan.num_samples, self._threads) for first in range(self._threads)]
+        shares = [range(first, samples, self._threads) for first in range(self._threads)]
         return batch, [self._pool.submit(self._fill, plan, batch, share) for share in shares]
 
     def _fill(self, plan: BatchPlan, batch: Batch, share: range) -> None:

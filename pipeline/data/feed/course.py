@@ -36,6 +36,15 @@ class Places:
     def __len__(self) -> int:
         return len(self.position)
 
+    def part(self, start: int, stop: int) -> "Places":
+        """Some consecutive samples, as views."""
+        return Places(
+            self.source[start:stop],
+            self.epoch[start:stop],
+            self.position[start:stop],
+            None if self.weight is None else self.weight[start:stop],
+        )
+
 
 class Course(Protocol):
     """Where samples come from, step by step."""

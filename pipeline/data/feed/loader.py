@@ -128,8 +128,8 @@ class TrainLoader:
             first = (step - steps.start) * share
             self._asked += share
             samples = _TrainSamples(self, located, draws, first)
-            weight = None if places.weight is None else places.weight[first : first + share]
-            return BatchPlan(share, self.image_px, samples, weight, self._mix(step, share))
+            own = places.part(first, first + share)
+            return BatchPlan(own, self.image_px, samples, self._mix(step, share))
 
         return map(plan, steps)
 
@@ -181,14 +181,18 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Every live row once, in storage order, resized and cut from the centre; the last is shorter.
 
+    A sample's position is its place in that order.
+
     Raises:
         IntegrityError: If a row is not what was written: an evaluation replaces nothing.
     """
 
     def plan(start: int) -> BatchPlan:
-        shards, rows = split.locate(np.arange(start, min(start + batch_samples, split.num_rows)))
+        live = np.arange(start, min(start + batch_samples, split.num_rows))
+        shards, rows = split.locate(live)
         samples = _EvalSamples(split, image_px, shards.tolist(), rows.tolist())
-        return BatchPlan(len(rows), image_px, samples)
+        zeros = np.zeros_like(live)
+        return BatchPlan(Places(zeros, zeros, live), image_px, samples)
 
     with BatchFiller(threads, Tally(time.perf_counter)) as filler:
         yield from filler.run(map(plan, range(0, split.num_rows, batch_samples)))

@@ -10,15 +10,17 @@ import torch
 from pipeline.training.engine import TorchEngine
 from pipeline.training.loop import Meter, TrainResult, Watch, train
 from schemas.errors import PausedError, StageFailedError
+from schemas.model import ViTSpec
 from schemas.training import OptimSpec
 from tests.support.training import (
+    DROPOUT,
+    NOISY,
     OPTIM,
+    TINY,
     FakeLoader,
     Recorded,
     StopAfter,
-    engine_spec,
     keeper,
-    model,
     torch_engine,
 )
 
@@ -48,13 +50,17 @@ def test_a_tiny_model_learns_fixed_images_by_heart() -> None:
     assert engine.loss(loader.rows(np.arange(64))) < 0.05
 
 
-@pytest.mark.parametrize("stop_after", [1, 4, 5, 11])
-def test_a_run_that_was_stopped_ends_bit_equal(stop_after: int, tmp_path: Path) -> None:
-    undisturbed = torch_engine()
+@pytest.mark.parametrize(
+    ("stop_after", "spec"), [(1, TINY), (4, TINY), (5, TINY), (11, TINY), (7, DROPOUT)]
+)
+def test_a_run_that_was_stopped_ends_bit_equal(
+    stop_after: int, spec: ViTSpec, tmp_path: Path
+) -> None:
+    undisturbed = torch_engine(spec)
     expected = run(undisturbed)
     with pytest.raises(PausedError, match=f"after step {stop_after} of 12, with a checkpoint"):
-        run(torch_engine(), tmp_path, stop=StopAfter(stop_after))
-    resumed = torch_engine()
+        run(torch_engine(spec), tmp_path, stop=StopAfter(stop_after))
+    resumed = torch_engine(spec)
     assert run(resumed, tmp_path) == expected
     for name, weight in weights(undisturbed).items():
         assert torch.equal(weights(resumed)[name], weight)
@@ -105,14 +111,15 @@ def test_moments_survive_with_either_optimizer(algorithm: str, tmp_path: Path) -
         assert torch.equal(state.moments[0], ends[1][name].moments[0])
 
 
-def test_accumulated_micro_batches_are_one_batch() -> None:
+@pytest.mark.parametrize("spec", [TINY, NOISY])
+def test_accumulated_micro_batches_are_one_batch(spec: ViTSpec) -> None:
     losses = []
     for micro_batch in (16, 4):
-        engine = TorchEngine(model(), engine_spec())
+        engine = torch_engine(spec)
         stream = FakeLoader(micro_batch=micro_batch).batches(0)
-        first = engine.forward_backward(next(stream))
+        first = engine.forward_backward(next(stream), step=0)
         engine.step(1e-3)
-        losses.append([first, engine.forward_backward(next(stream))])
+        losses.append([first, engine.forward_backward(next(stream), step=1)])
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
@@ -120,7 +127,7 @@ def test_gradients_are_clipped_as_torch_does() -> None:
     norms = {}
     for clip in (None, 0.01):
         engine = torch_engine(optim=OPTIM.revise(clip_norm=clip))
-        engine.forward_backward(next(FakeLoader().batches(0)))
+        engine.forward_backward(next(FakeLoader().batches(0)), step=0)
         reference = torch.nn.utils.get_total_norm(
             [p.grad for p in engine.model.parameters() if p.grad is not None]
         )

@@ -8,10 +8,9 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from pipeline.data.feed.mixing import Mix
-from pipeline.training.objectives import Supervised, blend, partners
-from tests.support.training import TINY, FakeBatch, FakeLoader, model
-
-CPU = torch.device("cpu")
+from pipeline.training.objectives.common import blend, partners
+from pipeline.training.objectives.supervised import Supervised
+from tests.support.training import TINY, FakeBatch, FakeLoader, model, setting
 
 
 def batch(samples: int = 6) -> FakeBatch:
@@ -39,7 +38,7 @@ def test_mixup_blends_neighbours_and_cutmix_swaps_a_rectangle() -> None:
 def test_the_loss_of_a_mixed_batch_is_that_of_soft_labels(smoothing: float) -> None:
     mix = mixed([0.75, 0.25, 0.5], [[0, 0, 0, 0]] * 3)
     plain = batch()
-    found = Supervised(TINY, smoothing, CPU)(vit := model(), replace(plain, mix=mix))
+    found = Supervised(setting(), smoothing)(vit := model(), replace(plain, mix=mix))
     keep = torch.from_numpy(mix.keep_B)
     pixels = torch.from_numpy(plain.pixels_BHWC).float()
     blended = blend(pixels.permute(0, 3, 1, 2), keep, torch.from_numpy(mix.box_B4))
@@ -51,14 +50,13 @@ def test_the_loss_of_a_mixed_batch_is_that_of_soft_labels(smoothing: float) -> N
 
 
 def test_keeping_all_is_not_mixing() -> None:
-    objective, vit = Supervised(TINY, 0.0, CPU), model()
+    objective, vit = Supervised(setting(), 0.0), model()
     whole = mixed([1.0, 1.0, 1.0], [[0, 0, 0, 0]] * 3)
     torch.testing.assert_close(objective(vit, replace(batch(), mix=whole)), objective(vit, batch()))
 
 
 def test_samples_without_weight_do_not_count() -> None:
-    objective, vit = Supervised(TINY, 0.0, CPU), model()
+    objective, vit = Supervised(setting(), 0.0), model()
     weight = np.array([1.5, 1.5, 1.5, 1.5, 0, 0], np.float32)
-    torch.testing.assert_close(
-        objective(vit, replace(batch(), weight_B=weight)), objective(vit, batch(4))
-    )
+    weighted = replace(batch(), places=replace(batch().places, weight=weight))
+    torch.testing.assert_close(objective(vit, weighted), objective(vit, batch(4)))

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from pipeline.model.vit import build
 from pipeline.training.loop import Watch
+from pipeline.training.objectives.common import Setting
+from pipeline.training.objectives.supervised import Supervised
 from pipeline.training.search import Bench, Trial, choose, hold_out, run_search, trial_optim
 from schemas.errors import DataError, PausedError
 from schemas.training import FinetuneSpec, OptimSpec, SearchSpec
@@ -85,6 +87,7 @@ def test_a_search_goes_on_after_a_pause_and_finds_the_same(tmp_path: Path) -> No
         search=SEARCH,
         split=small_set(tmp_path, per_class=8).split("train"),
         new_model=lambda: build(tiny_spec(num_classes=3), seed=1),
+        objective=Supervised(Setting(tiny_spec(num_classes=3), 5, torch.device("cpu")), 0.0),
         seed=5,
         device=torch.device("cpu"),
     )

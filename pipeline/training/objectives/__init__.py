@@ -1,0 +1,1 @@
+"""Losses: what a batch and a model are to each other, one file for each family."""
