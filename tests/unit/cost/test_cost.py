@@ -61,6 +61,13 @@ def test_hybrids_and_relative_positions_keep_more_for_the_backward_pass() -> Non
     assert kept(position="relative") > kept()
 
 
+def test_recomputed_blocks_keep_their_input_alone() -> None:
+    spec = vit("B", 16)
+    once = activation_bytes(spec, samples=1, bytes_each=4)
+    again = activation_bytes(spec, samples=1, bytes_each=4, recompute=True)
+    assert again == once // 12 + 4 * 197 * 768 * 12
+
+
 def costs(stage: str, *overrides: str) -> dict[str, float]:
     graph = graph_of(*overrides)
 
