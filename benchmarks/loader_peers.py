@@ -33,12 +33,12 @@ from schemas.training import AugmentSpec, BatchSpec
 
 _STEPS = 8
 _PX = (224, 224)
-_ROUNDS = 5
+_ROUNDS = 3
 _GOAL = 1.3
 _LEVELS = 2
 _AUGMENT = AugmentSpec(crop="inception")
-_DECODERS = ("shipped", "ours", "render")
 _COUNTED = ("shipped", "ours")
+"""Decoders that the figure counts; `render` stands in the report only."""
 
 Way = tuple[str, str]
 """A peer and a decoder."""
@@ -154,13 +154,17 @@ def _rate(batches: Batches) -> float:
 def _best(
     peers: dict[str, tuple[Path, Opener]], boxes: tuple[Box, ...], settings: tuple[Setting, ...]
 ) -> dict[Way, Setting]:
-    """The fastest setting of each peer with each decoder, by one pass of each."""
+    """The fastest setting of each peer with each decoder, by one pass of each.
+
+    What does not count, a peer with all of our rendering, runs at the setting for our decoder.
+    """
     found: dict[Way, Setting] = {}
     for name, (place, opened) in peers.items():
-        for decoder in _DECODERS:
+        for decoder in _COUNTED:
             crops = Crops(boxes, _PX, decoder)
             rates = {setting: _rate(opened(place, crops, setting)) for setting in settings}
             found[name, decoder] = max(rates, key=lambda setting: rates[setting])
+        found[name, "render"] = found[name, "ours"]
     return found
 
 
