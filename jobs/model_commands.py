@@ -7,11 +7,13 @@ from pydantic import ValidationError
 from jobs.console import print_document, stderr, stdout
 from jobs.import_weights import remarks, saved_model
 from jobs.model_names import ModelName
-from pipeline.cost import vit_flops, vit_parameters
+from pipeline.cost import model_flops, model_parameters
 from pipeline.dag.yaml_text import read_yaml
+from pipeline.model.building import unfilled
 from pipeline.model.interchange import Loaded, load, save
 from pipeline.model.interchange_files import digests
 from pipeline.model.saved import load_saved, load_weights, save_model
+from schemas.backbones import BackboneSpec, HFSpec, ResNetSpec, TimmSpec
 from schemas.errors import UsageError
 from schemas.interchange import Assumptions, ExportLayout, Layout
 from schemas.model import ViTSpec
@@ -102,8 +104,8 @@ def own_document(folder: Path) -> ModelDocument:
         location=str(folder),
         layout="safetensors",
         spec=saved.spec,
-        parameters=vit_parameters(saved.spec),
-        flops=vit_flops(saved.spec),
+        parameters=_parameters(saved.spec),
+        flops=model_flops(saved.spec),
         class_names=saved.class_names,
         trained_steps=saved.trained_steps,
         key=saved.key,
@@ -118,11 +120,19 @@ def _document(found: Loaded, path: Path) -> ModelDocument:
         location=str(path),
         layout=found.origin.layout,
         spec=found.spec,
-        parameters=vit_parameters(found.spec),
-        flops=vit_flops(found.spec),
+        parameters=_parameters(found.spec),
+        flops=model_flops(found.spec),
         class_names=found.class_names,
         origin=found.origin,
     )
+
+
+def _parameters(spec: BackboneSpec) -> int:
+    """Of a library's model only the model itself knows."""
+    counted = model_parameters(spec)
+    if counted is not None:
+        return counted
+    return sum(parameter.numel() for parameter in unfilled(spec).parameters())
 
 
 def _print_model(document: ModelDocument) -> None:
@@ -138,22 +148,38 @@ def _print_model(document: ModelDocument) -> None:
 def facts(document: ModelDocument) -> list[tuple[str, str]]:
     """Name and value of everything that a person asks about a model."""
     spec = document.spec
+    height, width = spec.image_px
+    flops = document.flops
+    patches = f", {_patches(spec)}" if isinstance(spec, ViTSpec) else ""
     rows = [
         ("size", _size(spec)),
-        ("input", f"{spec.image_px[0]} x {spec.image_px[1]} px, {_patches(spec)}"),
+        ("input", f"{height} x {width} px{patches}"),
         ("parameters", f"{document.parameters:,}"),
-        ("FLOPs", f"{document.flops / _GIGA:.3g} G for one image"),
-        ("pooling", _pooling(spec)),
-        ("positions", f"{spec.position} at {spec.position_at}, resized as {spec.position_resize}"),
-        ("conventions", _conventions(spec)),
+        ("FLOPs", "not known" if flops is None else f"{flops / _GIGA:.3g} G for one image"),
+        *(_vit_facts(spec) if isinstance(spec, ViTSpec) else ()),
         ("pixels", f"mean {_numbers(spec.pixel_mean)}, deviation {_numbers(spec.pixel_std)}"),
         ("head", _head(document)),
     ]
-    rows += [("parts", ", ".join(parts))] if (parts := _parts(spec)) else []
+    if isinstance(spec, ViTSpec) and (parts := _parts(spec)):
+        rows.append(("parts", ", ".join(parts)))
     return rows + _history(document)
 
 
-def _size(spec: ViTSpec) -> str:
+def _vit_facts(spec: ViTSpec) -> list[tuple[str, str]]:
+    return [
+        ("pooling", _pooling(spec)),
+        ("positions", f"{spec.position} at {spec.position_at}, resized as {spec.position_resize}"),
+        ("conventions", _conventions(spec)),
+    ]
+
+
+def _size(spec: BackboneSpec) -> str:
+    if isinstance(spec, ResNetSpec):
+        return f"ResNet, units {list(spec.blocks)}, width {spec.width}"
+    if isinstance(spec, TimmSpec | HFSpec):
+        name = spec.name if isinstance(spec, TimmSpec) else spec.model_type
+        options = "".join(f", {option} {value}" for option, value in spec.options.items())
+        return f"{name} of {'timm' if isinstance(spec, TimmSpec) else 'transformers'}{options}"
     return f"width {spec.width}, depth {spec.depth}, {spec.num_heads} heads, MLP {spec.mlp_dim}"
 
 

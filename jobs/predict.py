@@ -8,8 +8,10 @@ from jobs.console import print_document, stderr, stdout, table
 from jobs.model_names import ModelName
 from pipeline.evaluation.attention import Look, Seen, draw_overlay, look_at
 from pipeline.model.saved import load_model
+from schemas.backbones import BackboneSpec
 from schemas.checkpoint import SavedModel
 from schemas.errors import UsageError, VitrailError
+from schemas.model import ViTSpec
 from schemas.model_documents import Guess, ImagePrediction, PredictDocument
 
 SUFFIX = ".attention.png"
@@ -29,7 +31,7 @@ def predict_images(  # a command has as many options as it has
     folder = name.folder()
     model, saved = load_model(folder)
     _check_places(images, out)
-    what = _WHAT[attention, saved.spec.pool == "cls"]
+    what = _what(saved.spec, attention)
     notes = _notes(saved)
     for note in notes:
         stderr().print(f"note: {note}", markup=False)
@@ -51,6 +53,13 @@ def predict_images(  # a command has as many options as it has
         _print(document)
 
 
+def _what(spec: BackboneSpec, attention: Look) -> str:
+    """What the overlays show."""
+    if not isinstance(spec, ViTSpec):
+        return "nothing: only a ViT's attention is drawn"
+    return _WHAT[attention, spec.pool == "cls"]
+
+
 def _check_places(images: list[Path], out: Path | None) -> None:
     missing = [str(image) for image in images if not image.is_file()]
     if missing:
@@ -70,7 +79,9 @@ def _notes(saved: SavedModel) -> tuple[str, ...]:
         )
     elif not saved.class_names:
         notes.append("nobody said what the classes are called, so they are numbered")
-    if saved.spec.axial:
+    if not isinstance(saved.spec, ViTSpec):
+        notes.append(f"a model of type {saved.spec.type} has no attention that could be drawn")
+    elif saved.spec.axial:
         notes.append("no token of axial blocks sees the whole image, so no attention is drawn")
     return tuple(notes)
 

@@ -20,9 +20,10 @@ from jobs.train_worker import (
 )
 from pipeline.training.loop import Watch
 from pipeline.training.search import Bench, run_search, trial_optim
+from schemas.backbones import BackboneSpec, ResNetSpec, TimmSpec, carried_on
 from schemas.checkpoint import MODEL_FILE, MODEL_FOLDER, SavedModel
 from schemas.experiment import STAGE_KINDS
-from schemas.model import ViTSpec
+from schemas.model import ModelChange, ViTSpec
 from schemas.report import SearchReport
 from schemas.runs import StageRequest
 from schemas.spec import canonical_json
@@ -70,16 +71,17 @@ def _plan(request: StageRequest, tools: StageTools) -> TrainPlan:
 
 def resolve_model(
     spec: PretrainSpec | FinetuneSpec, request: StageRequest, *, num_classes: int
-) -> ViTSpec:
+) -> BackboneSpec:
     """The whole model: as the user wrote it, or that of `init` with another head and input size."""
     if isinstance(spec, PretrainSpec):
-        return spec.model.to_vit(num_classes=num_classes)
+        return spec.model.resolved(num_classes=num_classes)
     start = request.inputs.get("init")
     if start is None:
-        return spec.whole_model().to_vit(num_classes=num_classes)
+        return spec.whole_model().resolved(num_classes=num_classes)
     file = Path(start.path) / MODEL_FOLDER / MODEL_FILE
     saved = SavedModel.model_validate_json(file.read_text())
-    return spec.model.applied_to(saved.spec, num_classes=num_classes)
+    assert isinstance(spec.model, ModelChange), "with init there is no whole model"  # noqa: S101
+    return carried_on(spec.model, saved.spec, num_classes=num_classes)
 
 
 def _search(
@@ -122,9 +124,21 @@ def _search_figures(report: SearchReport) -> dict[str, float]:
 def _announcement(plan: TrainPlan) -> str:
     resources, model = plan.spec.resources, plan.model
     return (
-        f"trains a ViT of width {model.width}, depth {model.depth} on "
+        f"trains {_in_words(model)} on "
         f"{model.image_px[0]} x {model.image_px[1]} px, {resources.workers} worker(s), "
         + ("plain torch" if resources.engine == "torch" else f"ZeRO-{resources.zero_stage}")
+    )
+
+
+def _in_words(model: BackboneSpec) -> str:
+    if isinstance(model, ViTSpec):
+        return f"a ViT of width {model.width}, depth {model.depth}"
+    if isinstance(model, ResNetSpec):
+        return f"a ResNet of {list(model.blocks)} units, width {model.width}"
+    return (
+        f"{model.name} of timm"
+        if isinstance(model, TimmSpec)
+        else f"{model.model_type} of transformers"
     )
 
 

@@ -16,18 +16,19 @@ from jobs.stage_task import METRICS_FILE, PauseFile, append_line, log_path
 from pipeline.data.feed.loader import Batch, TrainLoader, probe_batch
 from pipeline.data.feed.mixtures import AnyData, MixedSplit
 from pipeline.data.shards.shard_set import AnySplit, ShardSet
+from pipeline.model.backbone import Backbone
+from pipeline.model.building import build
 from pipeline.model.saved import load_weights, save_model
 from pipeline.model.transfer import adapt
-from pipeline.model.vit import ViT, build
 from pipeline.training.engine import Engine, EngineSpec, TorchEngine
 from pipeline.training.keeper import CheckpointKeeper, RunIdentity
 from pipeline.training.loop import Watch, train
 from pipeline.training.objectives.common import Objective, Setting
 from pipeline.training.objectives.supervised import Supervised
 from pipeline.training.schedule import total_steps
+from schemas.backbones import BackboneSpec
 from schemas.checkpoint import MODEL_FOLDER, SavedModel
 from schemas.manifest import DATASET_FOLDER
-from schemas.model import ViTSpec
 from schemas.runs import StageRequest
 from schemas.spec import digest_of
 from schemas.training import FinetuneSpec, PretrainSpec
@@ -43,7 +44,7 @@ class TrainPlan:
     request: StageRequest
     spec: PretrainSpec | FinetuneSpec
     """After a search: with the rate and the steps that it chose."""
-    model: ViTSpec
+    model: BackboneSpec
     attempt: Path
     progress: Path
 
@@ -146,7 +147,7 @@ def objective_of(plan: TrainPlan, device: torch.device) -> Objective:
     return Supervised(setting, plan.spec.augment.label_smoothing)
 
 
-def initial_model(plan: TrainPlan) -> ViT:
+def initial_model(plan: TrainPlan) -> Backbone:
     """New weights, or those of the input `init` with a new head and the positions resized."""
     model = build(plan.model, seed=plan.request.seed)
     model.recomputes = plan.spec.resources.recompute

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Literal, NamedTuple, Protocol
 
+from schemas.backbones import BackboneSpec, ResNetSpec, carried_on
 from schemas.data import CorpusSpec, IngestSpec
 from schemas.evaluation import EvaluateSpec
 from schemas.experiment import AnyStage
 from schemas.interchange import ImportSpec, WeightsSource
-from schemas.model import CHANNELS, ResNetStemSpec, ViTSpec
+from schemas.model import CHANNELS, ModelChange, ResNetStemSpec, ViTSpec
 from schemas.sources import SourceSpec
 from schemas.stage import StageRef
 from schemas.training import FinetuneSpec, PretrainSpec
@@ -83,7 +84,7 @@ def _position_numbers(spec: ViTSpec) -> int:
 
 def _stem_parameters(stem: ResNetStemSpec) -> int:
     """Kernels, and two numbers for each channel of the norm after each."""
-    convolutions = _convolutions(stem, image_px=(stem.stride, stem.stride))
+    convolutions = _convolutions(stem, (stem.stride, stem.stride))
     return sum(each.kernel + 2 * each.out for each in convolutions)
 
 
@@ -96,15 +97,15 @@ class _Convolution(NamedTuple):
     """Places where it is computed."""
 
 
-def _convolutions(stem: ResNetStemSpec, *, image_px: tuple[int, int]) -> list[_Convolution]:
+def _convolutions(
+    net: ResNetStemSpec | ResNetSpec, image_px: tuple[int, int]
+) -> list[_Convolution]:
     """The root, 7 x 7; in each unit 1 x 1, 3 x 3, 1 x 1; a projection in the first of a stage."""
-    cells = image_px[0] * image_px[1]
-    found = [_Convolution(CHANNELS * 49 * stem.width, stem.width, cells // 4)]
-    source = stem.width
-    cells //= 16
-    for stage, units in enumerate(stem.blocks):
-        width, before = stem.width * 2**stage, cells
-        cells = before // (4 if stage else 1)
+    found = [_Convolution(CHANNELS * 49 * net.width, net.width, _cells(image_px, 2))]
+    source = net.width
+    for stage, units in enumerate(net.blocks):
+        width, cells = net.width * 2**stage, _cells(image_px, 4 << stage)
+        before = _cells(image_px, 4 << max(0, stage - 1))
         for unit in range(units):
             found.append(_Convolution(source * width, width, cells if unit else before))
             found.append(_Convolution(9 * width * width, width, cells))
@@ -113,6 +114,47 @@ def _convolutions(stem: ResNetStemSpec, *, image_px: tuple[int, int]) -> list[_C
                 found.append(_Convolution(source * 4 * width, 4 * width, cells))
             source = 4 * width
     return found
+
+
+def _cells(image_px: tuple[int, int], stride: int) -> int:
+    """Of the grid that is `stride` times smaller along each side, rounded up."""
+    return -(-image_px[0] // stride) * -(-image_px[1] // stride)
+
+
+def resnet_parameters(spec: ResNetSpec) -> int:
+    """Learned numbers of a ResNet, head included.
+
+    Kernels as in a stem. A unit's norms are before its convolutions, so two numbers for each
+    channel that goes in and for twice the width; one norm is after the last stage.
+    """
+    kernels = sum(each.kernel for each in _convolutions(spec, spec.image_px))
+    source, norms = spec.width, 2 * spec.features
+    for stage, units in enumerate(spec.blocks):
+        width = spec.width * 2**stage
+        norms += 2 * (source + 2 * width) + (units - 1) * 2 * (4 * width + 2 * width)
+        source = 4 * width
+    return kernels + norms + (spec.features + 1) * spec.num_classes
+
+
+def resnet_flops(spec: ResNetSpec) -> int:
+    """FLOPs of one image forward, two for each multiply-add: convolutions and the head."""
+    convolutions = _convolutions(spec, spec.image_px)
+    kernels = sum(each.kernel * each.cells for each in convolutions)
+    return 2 * (kernels + spec.features * spec.num_classes)
+
+
+def model_parameters(spec: BackboneSpec) -> int | None:
+    """Learned numbers, head included; None for a model that only its library can count."""
+    if isinstance(spec, ViTSpec):
+        return vit_parameters(spec)
+    return resnet_parameters(spec) if isinstance(spec, ResNetSpec) else None
+
+
+def model_flops(spec: BackboneSpec) -> int | None:
+    """FLOPs of one image forward; None for a model that only its library can count."""
+    if isinstance(spec, ViTSpec):
+        return vit_flops(spec)
+    return resnet_flops(spec) if isinstance(spec, ResNetSpec) else None
 
 
 def vit_flops(spec: ViTSpec) -> int:
@@ -124,7 +166,7 @@ def vit_flops(spec: ViTSpec) -> int:
     Norms, softmax, GELU and biases are left out: below 2 % at the sizes of the paper.
     """
     width, length = spec.width, tokens(spec)
-    stem = _convolutions(spec.stem, image_px=spec.image_px) if spec.stem else []
+    stem = _convolutions(spec.stem, spec.image_px) if spec.stem else []
     convolutions = sum(each.kernel * each.cells for each in stem)
     patches = spec.patches * spec.patch_values * width
     linear = length * (4 * width**2 + 2 * width * spec.mlp_dim) * (2 if spec.axial else 1)
@@ -164,16 +206,19 @@ def _moment_bytes(algorithm: Algorithm) -> int:
 
 
 def activation_bytes(
-    spec: ViTSpec, *, samples: int, bytes_each: int, recompute: bool = False
+    spec: ViTSpec | ResNetSpec, *, samples: int, bytes_each: int, recompute: bool = False
 ) -> int:
     """Rough bytes kept from forward to backward for one micro-batch.
 
     For each token and block about 8 D + 2 M numbers: both norms' inputs and outputs, queries, keys,
     values, the attention's output, the MLP before and after its GELU; twice that in an axial block.
     Attention itself is computed in tiles and keeps nothing of size T^2, but for relative positions:
-    the bias and the weights of each head. A stem keeps what goes into each norm and comes out.
+    the bias and the weights of each head. A stem, or a ResNet, keeps what goes into each norm and
+    comes out.
     With `recompute`, what goes into each block, and one block's own.
     """
+    if isinstance(spec, ResNetSpec):
+        return samples * _kept_by_resnet(spec, recompute=recompute) * bytes_each
     blocks = spec.depth * (2 if spec.axial else 1)
     numbers = tokens(spec) * blocks * (8 * spec.width + 2 * spec.mlp_dim)
     if spec.position == "relative":
@@ -182,9 +227,21 @@ def activation_bytes(
     if recompute:
         numbers = numbers // spec.depth + tokens(spec) * spec.depth * spec.width
     if spec.stem is not None:
-        convolutions = _convolutions(spec.stem, image_px=spec.image_px)
+        convolutions = _convolutions(spec.stem, spec.image_px)
         numbers += 2 * sum(each.out * each.cells for each in convolutions)
     return samples * numbers * bytes_each
+
+
+def _kept_by_resnet(spec: ResNetSpec, *, recompute: bool) -> int:
+    numbers = 2 * sum(each.out * each.cells for each in _convolutions(spec, spec.image_px))
+    if not recompute:
+        return numbers
+    stages = enumerate(spec.blocks)
+    seen = sum(
+        units * (4 * spec.width << stage) * _cells(spec.image_px, 4 << stage)
+        for stage, units in stages
+    )
+    return numbers // sum(spec.blocks) + seen
 
 
 def estimate(
@@ -193,7 +250,8 @@ def estimate(
     """What is known of a stage's cost before it runs.
 
     - `parameters`: of the model that the stage trains or evaluates; a head of `ASSUMED_CLASSES`
-      unless the ingest behind it names its classes.
+      unless the ingest behind it names its classes. Nothing is known of imported models and of a
+      library's before they are there: then only the disk of small stages is told.
     - `flops`: of the whole stage, 3 x forward x samples (backward counts twice); only where the
       duration is given in steps. A `search` counts every pair that it tries, and the longest.
     - `memory_bytes`: of each worker: training state and the activations of one micro-batch.
@@ -214,15 +272,16 @@ def estimate(
         return _training(spec, _model(node, graph))
     if isinstance(spec, EvaluateSpec):
         model = _model(graph.node(node.inputs["model"].stage), graph)
-        size = {} if model is None else {"parameters": float(vit_parameters(model))}
+        count = None if model is None else model_parameters(model)
+        size = {} if count is None else {"parameters": float(count)}
         return size | {"disk_bytes": float(SMALL_BYTES)}
     return {"disk_bytes": float(SMALL_BYTES)}
 
 
-def _training(spec: PretrainSpec | FinetuneSpec, model: ViTSpec | None) -> dict[str, float]:
-    if model is None:
+def _training(spec: PretrainSpec | FinetuneSpec, model: BackboneSpec | None) -> dict[str, float]:
+    if not isinstance(model, ViTSpec | ResNetSpec):
         return {}
-    params = vit_parameters(model)
+    params = vit_parameters(model) if isinstance(model, ViTSpec) else resnet_parameters(model)
     resources, algorithm = spec.resources, spec.optim.algorithm
     world = resources.workers
     zero_stage = resources.zero_stage if resources.engine == "deepspeed" else 0
@@ -240,7 +299,8 @@ def _training(spec: PretrainSpec | FinetuneSpec, model: ViTSpec | None) -> dict[
     }
     steps = _steps(spec)
     if steps is not None:
-        costs["flops"] = 3.0 * vit_flops(model) * steps * spec.batch.global_samples
+        forward = vit_flops(model) if isinstance(model, ViTSpec) else resnet_flops(model)
+        costs["flops"] = 3.0 * forward * steps * spec.batch.global_samples
     return costs
 
 
@@ -252,18 +312,20 @@ def _steps(spec: PretrainSpec | FinetuneSpec) -> int | None:
     return sum(search.steps) * len(search.peak_lr) * search.repeats + max(search.steps)
 
 
-def _model(node: Node, graph: Graph) -> ViTSpec | None:
-    """The ViT that a stage makes; None where only a file of weights can say it."""
+def _model(node: Node, graph: Graph) -> BackboneSpec | None:
+    """The model that a stage makes; None where only a file of weights can say it."""
     spec, classes = node.spec, _num_classes(node, graph)
     if isinstance(spec, ImportSpec):
         return None
     if isinstance(spec, PretrainSpec):
-        return spec.model.to_vit(num_classes=classes)
+        return spec.model.resolved(num_classes=classes)
     assert isinstance(spec, FinetuneSpec), "ports let only training stages make models"  # noqa: S101
     if "init" not in node.inputs:
-        return spec.whole_model().to_vit(num_classes=classes)
+        return spec.whole_model().resolved(num_classes=classes)
     start = _model(graph.node(node.inputs["init"].stage), graph)
-    return None if start is None else spec.model.applied_to(start, num_classes=classes)
+    if start is None or not isinstance(spec.model, ModelChange):
+        return None
+    return carried_on(spec.model, start, num_classes=classes)
 
 
 def _num_classes(node: Node, graph: Graph) -> int:

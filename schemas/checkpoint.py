@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from schemas.backbones import BackboneSpec
 from schemas.interchange import Layout
-from schemas.model import ViTSpec
 from schemas.spec import Semantic, Spec
 
 CHECKPOINT_MANIFEST = "MANIFEST.json"
@@ -39,7 +39,7 @@ class CheckpointState(Spec):
     key: Semantic[str]
     """Key of the stage that is training; a checkpoint of another key is refused."""
     data_digest: Semantic[str]
-    model: Semantic[ViTSpec]
+    model: Semantic[BackboneSpec]
     world_size: Semantic[int]
     engine: Semantic[str]
     versions: Semantic[dict[str, str]]
@@ -67,8 +67,7 @@ class SavedModel(Spec):
     """`model.json`: with the weights beside it, all that a prediction needs."""
 
     schema_version: Semantic[Literal[1]] = 1
-    backbone: Semantic[Literal["vit"]] = "vit"
-    spec: Semantic[ViTSpec]
+    spec: Semantic[BackboneSpec]
     class_names: Semantic[tuple[str, ...]]
     """Empty where there is no head, or where nobody said what its classes are."""
     trained_steps: Semantic[int] = Field(ge=0)

@@ -82,6 +82,7 @@ class ResNetStemSpec(Spec):
 class ViTSpec(Spec):
     """A fully resolved ViT, head included; what a checkpoint and a saved model carry."""
 
+    type: Semantic[Literal["vit"]] = "vit"
     width: Semantic[int] = Field(gt=0)
     depth: Semantic[int] = Field(gt=0)
     num_heads: Semantic[int] = Field(gt=0)
@@ -220,8 +221,9 @@ def _token_conflicts(spec: ViTSpec) -> Iterator[str]:
 
 
 class ModelChange(Spec):
-    """Any part of a model; for a fine-tuning that starts from another stage's weights."""
+    """Any part of a ViT; for a fine-tuning that starts from another stage's weights."""
 
+    type: Semantic[Literal["vit"] | None] = None
     variant: Semantic[Variant | None] = None
     """A named size; the four fields below are its alternative."""
     width: Semantic[int | None] = None
@@ -267,11 +269,13 @@ class ModelChange(Spec):
 
     def applied_to(self, start: ViTSpec, *, num_classes: int) -> ViTSpec:
         """The model that goes on from the weights of `start`, with a plain new head."""
-        return start.revise(**_squared(self.given()), num_classes=num_classes, hidden_head=False)
+        return start.revise(**squared(self.given()), num_classes=num_classes, hidden_head=False)
 
 
 class ModelSpec(ModelChange):
-    """A whole model as a user writes it: a named size or four numbers, patch and image side."""
+    """A whole ViT as a user writes it: a named size or four numbers, patch and image side."""
+
+    type: Semantic[Literal["vit"]] = "vit"
 
     SIZE_FIELDS: ClassVar[tuple[str, ...]] = ("width", "depth", "num_heads", "mlp_dim")
 
@@ -290,15 +294,19 @@ class ModelSpec(ModelChange):
         self.to_vit(num_classes=1)
         return self
 
+    def resolved(self, *, num_classes: int) -> ViTSpec:
+        """As models of any type have it."""
+        return self.to_vit(num_classes=num_classes)
+
     def to_vit(self, *, num_classes: int) -> ViTSpec:
         """The resolved ViT with a head of `num_classes`."""
-        given = _squared(self.given())
+        given = squared(self.given())
         variant = given.pop("variant", None)
         sizes = VARIANTS[variant]._asdict() if variant else {}
         return ViTSpec(**sizes, **given, num_classes=num_classes)
 
 
-def _squared(given: dict[str, Any]) -> dict[str, Any]:
+def squared(given: dict[str, Any]) -> dict[str, Any]:
     """`image_px` as height and width."""
     side = given.get("image_px")
     return given | {"image_px": (side, side)} if isinstance(side, int) else given

@@ -4,9 +4,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from schemas.backbones import BackboneSpec
 from schemas.checkpoint import CheckpointFile, ModelOrigin
 from schemas.interchange import ExportLayout, Layout
-from schemas.model import ViTSpec
 from schemas.spec import Semantic, Spec
 
 
@@ -16,10 +16,10 @@ class ModelDocument(Spec):
     schema_version: Semantic[Literal[1]] = 1
     location: Semantic[str]
     layout: Semantic[Layout]
-    spec: Semantic[ViTSpec]
+    spec: Semantic[BackboneSpec]
     parameters: Semantic[int] = Field(ge=0)
-    flops: Semantic[int] = Field(ge=0)
-    """Of one image forward, two for each multiply-add."""
+    flops: Semantic[int | None] = Field(ge=0)
+    """Of one image forward, two for each multiply-add; null for a library's model."""
     class_names: Semantic[tuple[str, ...]]
     trained_steps: Semantic[int | None] = None
     """None for a file that is not ours."""

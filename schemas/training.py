@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from schemas.backbones import AnyChange, AnyModel
 from schemas.model import ModelChange, ModelSpec
 from schemas.spec import Execution, Input, Semantic, Spec
 from schemas.stage import SHARD_SETS, StageSpec
@@ -278,7 +279,8 @@ class PretrainSpec(TrainingSpec):
 
     kind: Semantic[Literal["pretrain"]] = "pretrain"
     objective: Semantic[SupervisedSpec] = SupervisedSpec()
-    model: Semantic[ModelSpec]
+    model: Semantic[AnyModel]
+    """A ViT, unless `type` says resnet, timm or hf."""
 
     revision: ClassVar[int] = 2
     ports: ClassVar[dict[str, tuple[str, ...]]] = {"data": SHARD_SETS}
@@ -301,8 +303,9 @@ class FinetuneSpec(TrainingSpec):
     kind: Semantic[Literal["finetune"]] = "finetune"
     init: Input[str | None]
     """The stage whose weights are the start; null trains from scratch."""
-    model: Semantic[ModelChange] = ModelChange()
-    """With `init`: another `image_px` (positions are interpolated) and regularisation."""
+    model: Semantic[AnyChange] = ModelChange()
+    """With `init`: another `image_px` (positions are interpolated) and regularisation. Without:
+    a whole model, a ViT unless `type` says resnet, timm or hf."""
     search: Semantic[SearchSpec | None] = None
     """Replaces `optim.peak_lr` and `duration` by the best pair found."""
 
@@ -323,7 +326,8 @@ class FinetuneSpec(TrainingSpec):
         if self.init is None:
             self.whole_model()
             return self
-        fixed = sorted(set(self.model.given()) - set(ModelChange.FREE_WITH_WEIGHTS))
+        given = self.model.given() if isinstance(self.model, ModelChange) else ("type",)
+        fixed = sorted(set(given) - set(ModelChange.FREE_WITH_WEIGHTS))
         if fixed:
             raise ValueError(
                 f"model.{fixed[0]} is fixed by the weights of {self.init!r}; "
@@ -331,8 +335,10 @@ class FinetuneSpec(TrainingSpec):
             )
         return self
 
-    def whole_model(self) -> ModelSpec:
+    def whole_model(self) -> AnyModel:
         """The model of a run from scratch."""
+        if not isinstance(self.model, ModelChange):
+            return self.model
         return ModelSpec.model_validate(self.model.given())
 
     def known_steps(self) -> int | None:

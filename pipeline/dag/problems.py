@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from pipeline.dag.overrides import Path
+from schemas.backbones import DEFAULT_TYPE
 from schemas.errors import SpecError
 from schemas.experiment import nearest
 from schemas.spec import Spec
@@ -57,7 +58,7 @@ def _data_path(details: ErrorDetails, data: Any) -> Path:
     names_a_key = details["type"] in ("missing", "extra_forbidden")
     for index, segment in enumerate(location):
         last = names_a_key and index == len(location) - 1
-        if not (tag_seen or last) and segment == _tag(here):
+        if not (tag_seen or last) and _is_tag(here, segment):
             tag_seen = True
             continue
         if not (last or _holds(here, segment)):
@@ -65,6 +66,11 @@ def _data_path(details: ErrorDetails, data: Any) -> Path:
         path.append(segment)
         here, tag_seen = None if last else here[segment], False
     return tuple(path)
+
+
+def _is_tag(data: Any, segment: str | int) -> bool:
+    tag = _tag(data)
+    return segment == (DEFAULT_TYPE if isinstance(data, dict) and tag is None else tag)
 
 
 def _tag(data: Any) -> Any:
@@ -110,6 +116,7 @@ def _first_line(text: str) -> str:
 
 def _about_tag(context: dict[str, Any]) -> str:
     name = context["discriminator"]
+    name = "type" if name.endswith("()") else name  # a function, of its own name
     if "tag" not in context:
         return f"the field {name} must be given: it says which fields there are"
     words = [word.strip("' ") for word in context["expected_tags"].split(",")]
@@ -184,7 +191,7 @@ def _is_spec(option: Any) -> bool:
 
 def _fits(option: type[Spec], data: Any) -> bool:
     tag = option.model_fields.get("kind") or option.model_fields.get("type")
-    return tag is None or _tag(data) in (None, tag.default)
+    return tag is None or _tag(data) in (None, *_literals(tag.annotation))
 
 
 def _literals(annotation: Any) -> list[Any]:

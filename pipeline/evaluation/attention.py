@@ -18,9 +18,11 @@ from pipeline.data.images.prepare import Rejection, prepare
 from pipeline.data.images.render import render
 from pipeline.evaluation.figures import save
 from pipeline.model.attention_maps import attention_maps
-from pipeline.model.vit import ViT, normalise
+from pipeline.model.backbone import Backbone, normalise
+from pipeline.model.vit import ViT
 from schemas.data import ImageSpec
 from schemas.errors import DataError
+from schemas.model import ViTSpec
 
 Look = Literal["last", "rollout"]
 _LONGEST_PX = 2**16
@@ -41,10 +43,11 @@ class Seen:
     probabilities: Float[np.ndarray, " K"] | None
     """None for a model without a head."""
     attention: Float[np.ndarray, "R Q"] | None
-    """Share of each patch, sum 1; None for axial blocks, where no token sees the whole image."""
+    """Share of each patch, sum 1; None for axial blocks, where no token sees the whole image,
+    and for models that are no ViT."""
 
 
-def look_at(model: ViT, data: bytes, *, name: str, look: Look) -> Seen:
+def look_at(model: Backbone, data: bytes, *, name: str, look: Look) -> Seen:
     """Show a model an image file: upright, resized and centre-cropped as evaluation does.
 
     Args:
@@ -59,13 +62,16 @@ def look_at(model: ViT, data: bytes, *, name: str, look: Look) -> Seen:
     """
     pixels = _as_seen(data, model.spec.image_px, name)
     pixels_BCHW = normalise(torch.from_numpy(pixels)[None], model.spec)
+    shares = None
     with torch.no_grad():
         found = model(pixels_BCHW)[0]
-        maps = [] if model.spec.axial else attention_maps(model, pixels_BCHW)
+        if isinstance(model, ViT) and not model.spec.axial:
+            maps = [map_BATT[0] for map_BATT in attention_maps(model, pixels_BCHW)]
+            shares = _shares(model.spec, maps, look)
     return Seen(
         pixels=pixels,
         probabilities=found.softmax(dim=0).numpy() if model.spec.num_classes else None,
-        attention=_shares(model, [map_BATT[0] for map_BATT in maps], look) if maps else None,
+        attention=shares,
     )
 
 
@@ -79,9 +85,8 @@ def _as_seen(data: bytes, image_px: tuple[int, int], name: str) -> UInt8[np.ndar
     return pixels
 
 
-def _shares(model: ViT, maps: list[Tensor], look: Look) -> Float[np.ndarray, "R Q"]:
+def _shares(spec: ViTSpec, maps: list[Tensor], look: Look) -> Float[np.ndarray, "R Q"]:
     """How much of the attention each patch gets."""
-    spec = model.spec
     mixed_TT = _rollout(maps) if look == "rollout" else maps[-1].mean(dim=0)
     # Without a class token every token counts: what a patch gets on average is what pooling sees.
     given_T = mixed_TT[0] if spec.pool == "cls" else mixed_TT.mean(dim=0)

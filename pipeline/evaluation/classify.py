@@ -15,7 +15,7 @@ from jaxtyping import Float, Integer, UInt8
 
 from pipeline.data.feed.loader import eval_batches
 from pipeline.data.shards.shard_set import AnySplit
-from pipeline.model.vit import ViT, normalise
+from pipeline.model.backbone import Backbone, normalise
 from schemas.errors import DataError, IntegrityError, StageFailedError
 from schemas.records import PREDICTIONS
 
@@ -60,7 +60,7 @@ def check_same_classes(model: Sequence[str], data: Sequence[str]) -> None:
     )
 
 
-def classify(model: ViT, split: AnySplit, *, batch_samples: int, threads: int) -> Predictions:
+def classify(model: Backbone, split: AnySplit, *, batch_samples: int, threads: int) -> Predictions:
     """Logits for every image of `split`, on the device where the model's weights are.
 
     `threads` decode, and as many compute: their number is fixed because it shapes the last bits.
@@ -107,7 +107,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 
 
 @torch.inference_mode()
-def _answer(model: ViT, pixels_BHWC: UInt8[np.ndarray, "B H W C"]) -> Float[np.ndarray, "B K"]:
+def _answer(model: Backbone, pixels_BHWC: UInt8[np.ndarray, "B H W C"]) -> Float[np.ndarray, "B K"]:
     device = next(model.parameters()).device
     pixels_BCHW = normalise(torch.from_numpy(pixels_BHWC).to(device), model.spec)
     logits_BK: np.ndarray = model.eval()(pixels_BCHW).float().cpu().numpy()

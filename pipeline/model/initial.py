@@ -49,7 +49,7 @@ def _draw(name: str, spec: ViTSpec) -> Draw:
         return _constant(0.0 if name.startswith("stem.") and module.endswith("norm3") else 1.0)
     if leaf == "weight":
         narrow = module in ("patch", "hidden") or name.startswith("stem.")
-        return _lecun_normal if narrow else _xavier_uniform
+        return lecun_normal if narrow else _xavier_uniform
     if leaf == "probe":
         return _xavier_uniform
     return _normal(1e-6 if leaf == "registers" else 0.02)
@@ -68,7 +68,7 @@ def _xavier_uniform(tensor: Tensor, generator: torch.Generator) -> None:
     nn.init.xavier_uniform_(tensor if tensor.ndim > 1 else tensor[None], generator=generator)
 
 
-def _lecun_normal(tensor: Tensor, generator: torch.Generator) -> None:
+def lecun_normal(tensor: Tensor, generator: torch.Generator) -> None:
     """JAX's: cut at two deviations, then widened to unit variance again."""
     std = math.sqrt(1.0 / tensor[0].numel()) / _UNIT_SPREAD
     nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std, generator=generator)

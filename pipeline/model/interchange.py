@@ -30,6 +30,7 @@ from pipeline.model.interchange_files import (
 from pipeline.model.interchange_names import Read, Tensors, Written
 from pipeline.model.saved import load_weights
 from pipeline.model.transfer import check_weights
+from schemas.backbones import BackboneSpec
 from schemas.checkpoint import MODEL_FILE, WEIGHTS_FILE, ModelOrigin
 from schemas.errors import IntegrityError, SpecError, UsageError
 from schemas.interchange import Assumptions, ExportLayout, Layout
@@ -46,16 +47,16 @@ class OwnHeader(Spec):
     """What a safetensors file of ours says of itself."""
 
     schema_version: Semantic[int] = 1
-    spec: Semantic[ViTSpec]
+    spec: Semantic[BackboneSpec]
     class_names: Semantic[tuple[str, ...]] = ()
 
 
 class Loaded(NamedTuple):
     """A model read from a file."""
 
-    spec: ViTSpec
+    spec: BackboneSpec
     weights: Tensors
-    """Our parameters by name, float32."""
+    """Our parameters by name, float32, and buffers where the model has some."""
     class_names: tuple[str, ...]
     """Empty where the file does not name its classes."""
     origin: ModelOrigin
@@ -204,7 +205,7 @@ def _loaded(
 def save(
     path: Path,
     layout: ExportLayout,
-    spec: ViTSpec,
+    spec: BackboneSpec,
     weights: Mapping[str, Tensor],
     *,
     class_names: tuple[str, ...] = (),
@@ -237,6 +238,11 @@ def save(
         texts = {OWN_HEADER: canonical_json(header.dump())}
         _write_file(path, Written({name: it.contiguous() for name, it in weights.items()}), texts)
         return ()
+    if not isinstance(spec, ViTSpec):
+        raise SpecError(
+            f"the layout {layout} is for ViTs here, and this is a model of type {spec.type}",
+            hint="--layout safetensors or --layout onnx",
+        )
     if layout == "google":
         written = interchange_google.write(spec, weights)
         _write_npz(path, written)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline.model.positions import crossed, sincos_2d
 from pipeline.model.vit import ViT
+from schemas.backbones import BackboneSpec
 from schemas.errors import SpecError
 from schemas.interchange import Assumptions
 from schemas.model import ViTSpec
@@ -32,7 +33,7 @@ Fields = dict[str, Any]
 class Read(NamedTuple):
     """What the tensors of a file are to us."""
 
-    spec: ViTSpec
+    spec: BackboneSpec
     weights: Tensors
     class_names: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline.model.vit import ViT
+from pipeline.model.building import unfilled
+from schemas.backbones import BackboneSpec
 from schemas.errors import UsageError
-from schemas.model import ViTSpec
 from schemas.spec import canonical_json
 
 OPSET = 18
@@ -21,7 +21,7 @@ INPUT = "pixels"
 
 
 def export(
-    path: Path, spec: ViTSpec, weights: Mapping[str, Tensor], class_names: tuple[str, ...]
+    path: Path, spec: BackboneSpec, weights: Mapping[str, Tensor], class_names: tuple[str, ...]
 ) -> tuple[str, ...]:
     """Write the graph; its properties hold the spec, how pixels are normalised, and the classes.
 
@@ -39,8 +39,7 @@ def export(
             f"ONNX needs the package {error.name}, which is not installed",
             hint="pip install 'vitrail[onnx]'",
         ) from error
-    with torch.device("meta"):
-        model = ViT(spec)
+    model = unfilled(spec)
     model.load_state_dict(dict(weights), assign=True)
     example = torch.zeros(2, 3, *spec.image_px)
     with _quiet(), torch.no_grad():

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.model.transfer import check_weights
-from pipeline.model.vit import ViT
+from pipeline.model.backbone import Backbone
+from pipeline.model.building import state_of, unfilled
+from pipeline.model.transfer import check_against, check_weights
 from schemas.checkpoint import MODEL_FILE, WEIGHTS_FILE, SavedModel
 from schemas.errors import IntegrityError
 from schemas.spec import canonical_json
@@ -23,16 +23,16 @@ def save_model(folder: Path, weights: Mapping[str, Tensor], saved: SavedModel) -
     (folder / MODEL_FILE).write_text(canonical_json(saved.dump()) + "\n")
 
 
-def load_model(folder: Path) -> tuple[ViT, SavedModel]:
+def load_model(folder: Path) -> tuple[Backbone, SavedModel]:
     """The model of `folder` on the CPU, in evaluation mode, and what it says of itself.
 
     Raises:
         IntegrityError: If a file is missing or cannot be read.
         SpecError: If the weights are not those of the spec beside them.
     """
-    weights, saved = load_weights(folder)
-    with torch.device("meta"):
-        model = ViT(saved.spec)
+    weights, saved = _read(folder)
+    model = unfilled(saved.spec)
+    check_against(weights, state_of(model))
     model.load_state_dict(weights, assign=True)
     return model.eval(), saved
 
@@ -50,12 +50,18 @@ def load_saved(folder: Path) -> SavedModel:
 
 
 def load_weights(folder: Path) -> tuple[dict[str, Tensor], SavedModel]:
-    """The parameters by name, and the description, without building the model.
+    """Parameters and buffers by name, and the description.
 
     Raises:
         IntegrityError: If a file is missing or cannot be read.
         SpecError: If the weights are not those of the spec beside them.
     """
+    weights, saved = _read(folder)
+    check_weights(weights, saved.spec)
+    return weights, saved
+
+
+def _read(folder: Path) -> tuple[dict[str, Tensor], SavedModel]:
     try:
         saved = SavedModel.model_validate_json((folder / MODEL_FILE).read_text())
         weights = load_file(folder / WEIGHTS_FILE)
@@ -64,5 +70,4 @@ def load_weights(folder: Path) -> tuple[dict[str, Tensor], SavedModel]:
             f"{folder} does not hold a readable saved model ({error}); "
             f"it needs {MODEL_FILE} and {WEIGHTS_FILE}"
         ) from error
-    check_weights(weights, saved.spec)
     return weights, saved

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name everybody knows
 
+from schemas.backbones import ResNetSpec
 from schemas.model import CHANNELS, GROUPS, ResNetStemSpec
 
 
@@ -82,7 +83,7 @@ class StandardConv(nn.Module):
         return F.conv2d(padded, standardise(self.weight, self.spec), stride=self.stride)
 
 
-def standardise(weight: Tensor, spec: ResNetStemSpec) -> Tensor:
+def standardise(weight: Tensor, spec: ResNetStemSpec | ResNetSpec) -> Tensor:
     """Each output channel's kernel with zero mean and, but for the spec's eps, unit deviation."""
     variance, mean = torch.var_mean(weight, dim=(1, 2, 3), correction=0, keepdim=True)
     if spec.weight_std == "jax":

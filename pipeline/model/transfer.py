@@ -1,36 +1,46 @@
-"""Weights of one model made into the start of another: new head, other input size; strict."""
+"""Weights of one model made into the start of another: new head, other input size; strict.
+
+"Weights" are all of a model's state by name: parameters and, where a model has some, buffers.
+"""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from pipeline.model.building import state_of, unfilled
 from pipeline.model.positions import resized_tables
-from pipeline.model.vit import ViT
+from schemas.backbones import BackboneSpec
 from schemas.errors import SpecError
 from schemas.model import ModelChange, ViTSpec
 
-_FREE = frozenset({*ModelChange.FREE_WITH_WEIGHTS, "num_classes", "hidden_head"})
 _HEADS = ("head", "distillation_head", "hidden")
 
 
-def adapt(weights: Mapping[str, Tensor], source: ViTSpec, target: ViTSpec) -> dict[str, Tensor]:
+def adapt(
+    weights: Mapping[str, Tensor], source: BackboneSpec, target: BackboneSpec
+) -> dict[str, Tensor]:
     """The start of `target`: weights of `source`, zero heads, positions resized to its grid.
 
     The hidden layer of a head is part of the head: it goes, as in the paper.
 
     Raises:
-        SpecError: If the specs differ in more than input size, head and regularisation, or if
-            `weights` lacks a parameter of `source`, holds another one, or one of another shape; all
-            are listed.
+        SpecError: If the specs differ in more than input size, head and regularisation; if
+            `weights` lacks a parameter of `source`, holds another one, or one of another shape, all
+            of which are listed; or if a library's model has weights that depend on the input size.
     """
     _check_specs(source, target)
     check_weights(weights, source)
-    adapted = {name: it for name, it in weights.items() if name.partition(".")[0] not in _HEADS}
-    adapted |= resized_tables(weights, source, target)
-    for name in heads(target):
-        adapted[f"{name}.weight"] = torch.zeros(target.num_classes, target.width)
-        adapted[f"{name}.bias"] = torch.zeros(target.num_classes)
+    adapted = {name: it for name, it in weights.items() if not _is_head(name)}
+    if isinstance(source, ViTSpec) and isinstance(target, ViTSpec):
+        adapted |= resized_tables(weights, source, target)
+        for name in heads(target):
+            adapted[f"{name}.weight"] = torch.zeros(target.num_classes, target.width)
+            adapted[f"{name}.bias"] = torch.zeros(target.num_classes)
+        return adapted
+    wanted = state_of(unfilled(target))
+    adapted |= {name: torch.zeros(it.shape) for name, it in wanted.items() if _is_head(name)}
+    _check_size(adapted, wanted, target)
     return adapted
 
 
@@ -39,14 +49,22 @@ def heads(spec: ViTSpec) -> tuple[str, ...]:
     return _HEADS[: 1 + spec.distillation_token] if spec.num_classes else ()
 
 
-def check_weights(weights: Mapping[str, Tensor], spec: ViTSpec) -> None:
-    """Compare names and shapes with the parameters of the model of `spec`.
+def check_weights(weights: Mapping[str, Tensor], spec: BackboneSpec) -> None:
+    """Compare names and shapes with the state of the model of `spec`.
 
     Raises:
         SpecError: With every missing, unexpected and misshapen parameter.
     """
-    with torch.device("meta"):
-        shapes = {name: tuple(p.shape) for name, p in ViT(spec).named_parameters()}
+    check_against(weights, state_of(unfilled(spec)))
+
+
+def check_against(weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Compare names and shapes with those of a model's state.
+
+    Raises:
+        SpecError: With every missing, unexpected and misshapen parameter.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     missing = sorted(shapes.keys() - weights.keys())
     unexpected = sorted(weights.keys() - shapes.keys())
     misshapen = [
@@ -63,14 +81,41 @@ def check_weights(weights: Mapping[str, Tensor], spec: ViTSpec) -> None:
         )
 
 
-def _check_specs(source: ViTSpec, target: ViTSpec) -> None:
+def _is_head(name: str) -> bool:
+    return name.partition(".")[0] in _HEADS
+
+
+def _check_size(
+    weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], target: BackboneSpec
+) -> None:
+    """What a library's model has at another input size must be what it had."""
+    other = [name for name, it in weights.items() if it.shape != wanted[name].shape]
+    if other:
+        raise SpecError(
+            f"at image_px {list(target.image_px)} this {target.type} model has other shapes of "
+            f"{', '.join(other)}; leave image_px as the weights have it"
+        )
+
+
+def _check_specs(source: BackboneSpec, target: BackboneSpec) -> None:
+    if source.type != target.type:
+        raise SpecError(
+            f"weights of a {source.type} model cannot be carried over to a {target.type} model"
+        )
+    free = {"num_classes", "hidden_head", *_free_fields(source)}
     before, after = dict(source), dict(target)
-    changed = [name for name in before if name not in _FREE and before[name] != after[name]]
-    if target.hidden_head:
+    changed = [name for name in before if name not in free and before[name] != after[name]]
+    if isinstance(target, ViTSpec) and target.hidden_head:
         changed.append("hidden_head")
     if changed:
         pairs = ", ".join(f"{name} {before[name]!r} -> {after[name]!r}" for name in changed)
         raise SpecError(
             f"weights cannot be carried over a change of {pairs}; "
-            f"only {', '.join(sorted(_FREE))} may change"
+            f"only {', '.join(sorted(free))} may change"
         )
+
+
+def _free_fields(spec: BackboneSpec) -> tuple[str, ...]:
+    if isinstance(spec, ViTSpec):
+        return ModelChange.FREE_WITH_WEIGHTS
+    return spec.FREE_WITH_WEIGHTS

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pipeline.model.backbone import Backbone
 from pipeline.model.block import AxialBlock, Block
 from pipeline.model.initial import initial_weights
 from pipeline.model.noise import ForwardNoise
@@ -33,18 +34,6 @@ def build(spec: ViTSpec, *, seed: int) -> "ViT":
     return model
 
 
-def normalise(pixels_BHWC: Tensor, spec: ViTSpec) -> Tensor:
-    """Bytes 0..255 in [B, H, W, C] -> float32 [B, C, H, W], zero mean and unit spread by `spec`."""
-    means, stds = spec.pixel_mean, spec.pixel_std
-    device = pixels_BHWC.device
-    scale_C11 = torch.tensor([1.0 / (255.0 * std) for std in stds], device=device)[:, None, None]
-    shift_C11 = torch.tensor(
-        [mean / std for mean, std in zip(means, stds, strict=True)], device=device
-    )[:, None, None]
-    pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2).to(torch.float32)
-    return pixels_BCHW.mul_(scale_C11).sub_(shift_C11).contiguous()
-
-
 def patchify(pixels_BCHW: Tensor, side: int) -> Tensor:
     """Cut images, or grids of features, into square patches in reading order.
 
@@ -62,15 +51,15 @@ def patchify(pixels_BCHW: Tensor, side: int) -> Tensor:
     return cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
 
 
-class ViT(nn.Module):
+class ViT(Backbone):
     """The model that `spec` describes; `build` gives it its initial weights."""
+
+    spec: ViTSpec
 
     def __init__(self, spec: ViTSpec) -> None:
         """Parts with empty weights."""
         super().__init__()
         self.spec = spec
-        self.recomputes = False
-        """Whether blocks keep nothing for the backward pass and run twice instead."""
         width, has_class = spec.width, spec.pool == "cls"
         self.stem = ResNetStem(spec.stem) if spec.stem else None
         self.patch = nn.Linear(spec.patch_values, width)
@@ -139,10 +128,6 @@ class ViT(nn.Module):
         """
         return self._pool(self.forward_tokens(pixels_BCHW, noise))
 
-    def forward_head(self, features_BD: Tensor) -> Tensor:
-        """Features [B, D] -> logits [B, K] of the head; the features themselves where none is."""
-        return features_BD if self.head is None else self.head(features_BD)
-
     def forward_tokens(self, pixels_BCHW: Tensor, noise: ForwardNoise | None = None) -> Tensor:
         """Tokens after the last block [B, T, D], normalised if the spec says so.
 
@@ -151,6 +136,11 @@ class ViT(nn.Module):
         """
         tokens_BTD = self._run(pixels_BCHW, noise or ForwardNoise(), seen=None)
         return self.norm(tokens_BTD) if self.spec.norm_at == "tokens" else tokens_BTD
+
+    def forward_grid(self, pixels_BCHW: Tensor) -> Tensor:
+        """Normalised pixels [B, C, H, W] -> tokens of the patches in their places, [B, R, Q, D]."""
+        patches_BND = self.forward_tokens(pixels_BCHW)[:, self.spec.leading :]
+        return patches_BND.reshape(len(patches_BND), *self.spec.grid, -1)
 
     def hidden_states(self, pixels_BCHW: Tensor) -> list[Tensor]:
         """Tokens [B, T, D] after each block, before the last norm."""

@@ -7,9 +7,9 @@ from pathlib import Path
 from pipeline.training import checkpoint
 from pipeline.training.engine import Engine
 from pipeline.training.objectives.common import LabelledBatch
+from schemas.backbones import BackboneSpec
 from schemas.checkpoint import CHECKPOINT_STATE, CheckpointState
 from schemas.errors import IntegrityError
-from schemas.model import ViTSpec
 from schemas.training import CheckpointSpec
 
 PROBE_TOLERANCE = 1e-4
@@ -22,7 +22,7 @@ class RunIdentity:
 
     key: str
     data_digest: str
-    model: ViTSpec
+    model: BackboneSpec
     versions: dict[str, str]
 
 

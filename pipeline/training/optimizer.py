@@ -18,18 +18,36 @@ def parameter_groups(model: nn.Module, optim: OptimSpec) -> list[dict[str, Any]]
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
+    kernels = decayed_names(model)
     for name, parameter in model.named_parameters():
-        (decayed if is_decayed(name) else plain).append(parameter)
+        (decayed if name in kernels else plain).append(parameter)
     return [
         {"params": decayed, "weight_decay": optim.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
 
 
-def is_decayed(name: str) -> bool:
-    """Whether weight decay acts on the parameter of this name: on dense kernels alone."""
-    *_, module, leaf = ("", *name.split("."))
-    return leaf == "weight" and "norm" not in module
+def decayed_names(model: nn.Module) -> set[str]:
+    """The parameters on which weight decay acts: kernels alone, whoever wrote the model.
+
+    A kernel is the `weight` of a module that is neither a norm nor a table of embeddings, and is
+    more than one vector stretched over a grid.
+    """
+    return {
+        f"{path}.weight".removeprefix(".")
+        for path, module in model.named_modules()
+        if not _scales_or_looks_up(module)
+        for leaf, parameter in module.named_parameters(recurse=False)
+        if leaf == "weight" and parameter.ndim > 1 and not _is_stretched(parameter)
+    }
+
+
+def _scales_or_looks_up(module: nn.Module) -> bool:
+    return isinstance(module, nn.Embedding) or "norm" in type(module).__name__.lower()
+
+
+def _is_stretched(parameter: nn.Parameter) -> bool:
+    return parameter.ndim > 2 and parameter.numel() == max(parameter.shape)
 
 
 def build_optimizer(model: nn.Module, optim: OptimSpec) -> torch.optim.Optimizer:

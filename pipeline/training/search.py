@@ -18,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812 - the name everybody knows
 from pipeline.data.feed.loader import TrainLoader, eval_batches
 from pipeline.data.order import keyed_hash
 from pipeline.data.shards.shard_set import AnySplit
-from pipeline.model.vit import ViT, normalise
+from pipeline.model.backbone import Backbone, normalise
 from pipeline.training.engine import EngineSpec, TorchEngine, autocast
 from pipeline.training.loop import Watch, train
 from pipeline.training.objectives.common import Objective
@@ -38,7 +38,7 @@ class Bench:
     spec: FinetuneSpec
     search: SearchSpec
     split: AnySplit
-    new_model: Callable[[], ViT]
+    new_model: Callable[[], Backbone]
     """Gives the start of a trial, equal each time."""
     objective: Objective
     seed: int

@@ -7,18 +7,30 @@ import torch
 
 from pipeline.model.vit import KEY_BIAS
 from pipeline.training.engine import TorchEngine
-from schemas.model import ViTSpec
-from tests.support.training import DROPOUT, NOISY, TINY, FakeLoader, engine_spec, model
+from schemas.backbones import BackboneSpec
+from schemas.training import OptimSpec
+from tests.support.training import (
+    DROPOUT,
+    NOISY,
+    OPTIM,
+    RESNET,
+    TINY,
+    FakeLoader,
+    engine_spec,
+    model,
+)
 from tests.support.zero_runs import STEPS, Outcome, ZeroRun, follow, run_world
 
 TOLERANCE = 1e-5
+STEADY = OPTIM.revise(algorithm="sgd")
+"""Standardised kernels have directions without a gradient; Adam makes steps of rounding."""
 CROSSINGS = [(0, 3), (1, 2), (2, 0), (3, 1)]
 
 
 @pytest.fixture(scope="module")
 def references() -> dict[str, Outcome]:
-    """One process of plain torch: without chances, and with skipped branches and patches."""
-    return {"plain": alone(TINY), "noisy": alone(NOISY)}
+    """One process of plain torch: without chances, with skipped branches and patches, no ViT."""
+    return {"plain": alone(TINY), "noisy": alone(NOISY), "resnet": alone(RESNET, STEADY)}
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +51,7 @@ def two_ranks(folder: Path) -> dict[str, Outcome]:
     runs.append(ZeroRun("bf16", 2, precision="bf16"))
     runs.append(ZeroRun("recomputed", 3, recompute=True))
     runs += [ZeroRun(f"noisy{s}", s, accumulation=2, spec=NOISY) for s in (0, 3)]
+    runs.append(ZeroRun("resnet3", 3, spec=RESNET, optim=STEADY, recompute=True))
     dropped = {"accumulation": 2, "spec": DROPOUT, "checkpoints": str(folder / "dropped")}
     runs += [ZeroRun(name, 2, **dropped) for name in ("undisturbed", "resumed")]
     return run_world(folder / "two", 2, runs)
@@ -60,6 +73,7 @@ def one_rank(folder: Path, two_ranks: dict[str, Outcome]) -> dict[str, Outcome]:
         *((name, "plain") for name in ("zero0", "zero1", "zero2", "zero3", "accumulated")),
         ("recomputed", "plain"),
         *((name, "noisy") for name in ("noisy0", "noisy3")),
+        ("resnet3", "resnet"),
     ],
 )
 def test_two_ranks_train_as_one_process_does(
@@ -105,9 +119,9 @@ def test_bf16_arithmetic_keeps_fp32_weights_and_stays_close(
     assert all(weight.dtype == torch.float32 for weight in two_ranks["bf16"].weights.values())
 
 
-def alone(spec: ViTSpec) -> Outcome:
-    engine = TorchEngine(model(spec), engine_spec(spec))
-    losses, norms = follow(engine, FakeLoader(), None)
+def alone(spec: BackboneSpec, optim: OptimSpec = OPTIM) -> Outcome:
+    engine = TorchEngine(model(spec), engine_spec(spec, optim))
+    losses, norms = follow(engine, FakeLoader(spec), None)
     return Outcome(losses, norms, {name: state.weight for name, state in engine.state()})
 
 

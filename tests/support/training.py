@@ -9,11 +9,13 @@ import torch
 
 from pipeline.data.feed.course import Places
 from pipeline.data.feed.mixing import Mix
-from pipeline.model.vit import ViT, build
+from pipeline.model import build
+from pipeline.model.backbone import Backbone
 from pipeline.training.engine import EngineSpec, TorchEngine
 from pipeline.training.keeper import CheckpointKeeper, RunIdentity
 from pipeline.training.objectives.common import Setting
 from pipeline.training.objectives.supervised import Supervised
+from schemas.backbones import BackboneSpec, ResNetSpec
 from schemas.model import ViTSpec
 from schemas.training import CheckpointSpec, OptimSpec
 
@@ -30,6 +32,7 @@ NOISY = TINY.revise(drop_path=0.4, patch_dropout=0.25)
 """Chances that are equal in any world."""
 DROPOUT = NOISY.revise(dropout=0.2)
 """And one that is equal in the same world."""
+RESNET = ResNetSpec(blocks=(1, 1), width=32, image_px=(32, 32), num_classes=5)
 OPTIM = OptimSpec(peak_lr=3e-3, warmup_steps=3, weight_decay=0.1, clip_norm=1.0)
 KEY = "a" * 64
 CPU = torch.device("cpu")
@@ -53,7 +56,7 @@ class FakeLoader:
 
     def __init__(
         self,
-        spec: ViTSpec = TINY,
+        spec: BackboneSpec = TINY,
         *,
         samples: int = 64,
         global_samples: int = 16,
@@ -91,25 +94,25 @@ class FakeLoader:
 
 
 def engine_spec(
-    spec: ViTSpec = TINY, optim: OptimSpec = OPTIM, precision: str = "fp32"
+    spec: BackboneSpec = TINY, optim: OptimSpec = OPTIM, precision: str = "fp32"
 ) -> EngineSpec:
     supervised = Supervised(setting(spec), 0.0)
     return EngineSpec(optim, supervised, precision, CPU, SEED)
 
 
-def setting(spec: ViTSpec = TINY) -> Setting:
+def setting(spec: BackboneSpec = TINY) -> Setting:
     return Setting(spec, SEED, CPU)
 
 
-def torch_engine(spec: ViTSpec = TINY, optim: OptimSpec = OPTIM) -> TorchEngine:
+def torch_engine(spec: BackboneSpec = TINY, optim: OptimSpec = OPTIM) -> TorchEngine:
     return TorchEngine(model(spec), engine_spec(spec, optim))
 
 
-def model(spec: ViTSpec = TINY) -> ViT:
+def model(spec: BackboneSpec = TINY) -> Backbone:
     """With a head that is not zero, so that gradients reach everything from the first step."""
-    vit = build(spec, seed=1)
-    torch.nn.init.normal_(vit.head.weight, std=0.5, generator=torch.Generator().manual_seed(2))
-    return vit
+    made = build(spec, seed=1)
+    torch.nn.init.normal_(made.head.weight, std=0.5, generator=torch.Generator().manual_seed(2))
+    return made
 
 
 def keeper(

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.training.engine import Engine
 from pipeline.training.schedule import learning_rate
-from schemas.model import ViTSpec
+from schemas.backbones import BackboneSpec
+from schemas.training import OptimSpec
 from tests.support.training import OPTIM, TINY, FakeLoader, engine_spec, keeper, model
 
 STEPS = 20
@@ -26,7 +27,8 @@ class ZeroRun:
     accumulation: int = 1
     precision: str = "fp32"
     checkpoints: str | None = None
-    spec: ViTSpec = TINY
+    spec: BackboneSpec = TINY
+    optim: OptimSpec = OPTIM
     recompute: bool = False
 
 
@@ -63,9 +65,9 @@ def _rank(rank: int, world_size: int, folder: Path, runs: list[ZeroRun]) -> None
 
     for run in runs:
         micro = 16 // world_size // run.accumulation
-        loader = FakeLoader(rank=rank, world_size=world_size, micro_batch=micro)
+        loader = FakeLoader(run.spec, rank=rank, world_size=world_size, micro_batch=micro)
         zero = ZeroSpec(stage=run.stage, micro_batch=micro, accumulation=run.accumulation)
-        spec = engine_spec(run.spec, precision=run.precision)
+        spec = engine_spec(run.spec, run.optim, run.precision)
         vit = model(run.spec)
         vit.recomputes = run.recompute
         engine = DeepSpeedEngine(vit, spec, zero)

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from pipeline.data.feed.augment import uniforms
 from pipeline.data.feed.course import Places
 from pipeline.data.feed.mixing import Mix
+from pipeline.model.backbone import normalise
 from pipeline.model.noise import ForwardNoise, branches, training_noise
-from pipeline.model.vit import normalise
+from schemas.backbones import BackboneSpec
 from schemas.model import ViTSpec
 
 
@@ -68,7 +69,7 @@ class Objective(Protocol):
 class Setting:
     """What an objective works with."""
 
-    model: ViTSpec
+    model: BackboneSpec
     seed: int
     """Of the experiment."""
     device: torch.device
@@ -77,7 +78,7 @@ class Setting:
         """The array on the device."""
         return torch.from_numpy(array).to(self.device)
 
-    def pixels(self, batch: LabelledBatch, model: ViTSpec | None = None) -> Tensor:
+    def pixels(self, batch: LabelledBatch, model: BackboneSpec | None = None) -> Tensor:
         """Pictures [B, C, H, W] as `model` (or the trained one) takes them, mixed if they are."""
         pixels_BCHW = normalise(self.tensor(batch.pixels_BHWC), model or self.model)
         if batch.mix is None:
@@ -90,14 +91,14 @@ class Setting:
 
     def noise(self, places: Places, *, training: bool) -> ForwardNoise | None:
         """Which branches and patches each sample skips; None where the pass is deterministic."""
-        drop_path, patch_dropout = self.model.drop_path, self.model.patch_dropout
-        if not training or not (drop_path or patch_dropout):
+        spec = self.model
+        if not training or not isinstance(spec, ViTSpec):
+            return None  # what other models leave to chance, they draw themselves, as dropout is
+        if not (spec.drop_path or spec.patch_dropout):
             return None
-        path_BL = self.uniforms("drop_path", places, branches(self.model) if drop_path else 0)
-        patch_BN = self.uniforms(
-            "patch_dropout", places, self.model.patches if patch_dropout else 0
-        )
-        return training_noise(self.model, path_BL, patch_BN).to(self.device)
+        path_BL = self.uniforms("drop_path", places, branches(spec) if spec.drop_path else 0)
+        patch_BN = self.uniforms("patch_dropout", places, spec.patches if spec.patch_dropout else 0)
+        return training_noise(spec, path_BL, patch_BN).to(self.device)
 
     def mean(self, loss_B: Tensor, batch: LabelledBatch) -> Tensor:
         """Mean over the batch, by the weights of its samples."""

@@ -5,10 +5,13 @@ from pipeline.cost import (
     SMALL_BYTES,
     activation_bytes,
     estimate,
+    resnet_flops,
+    resnet_parameters,
     training_state_bytes,
     vit_flops,
     vit_parameters,
 )
+from schemas.backbones import ResNetSpec
 from schemas.model import ModelSpec, ViTSpec
 from schemas.sources import SourceSpec
 from tests.support.dag import graph_of
@@ -106,6 +109,25 @@ def test_a_fine_tuned_model_is_its_start_at_its_own_resolution_and_classes() -> 
     named = costs("transfer", "pets.select.classes=[a, b]")
     assert named["parameters"] == costs("pretrain")["parameters"] - (1000 - 2) * (192 + 1)
     assert costs("accuracy")["parameters"] == costs("transfer")["parameters"]
+
+
+RESNET = "pretrain.model={type: resnet, blocks: [1, 2], width: 32, image_px: 64}"
+
+
+def test_a_resnet_is_costed_from_its_spec_alone() -> None:
+    spec = ResNetSpec(blocks=(1, 2), width=32, image_px=(64, 64), num_classes=ASSUMED_CLASSES)
+    found = costs("pretrain", RESNET)
+    assert found["parameters"] == resnet_parameters(spec)
+    assert found["flops"] == 3 * resnet_flops(spec) * 10 * 8
+    assert found["memory_bytes"] > 16 * resnet_parameters(spec)
+    assert costs("transfer", RESNET, "transfer.model.image_px=96")["flops"] > found["flops"]
+
+
+@pytest.mark.parametrize("model", ["{type: timm, name: x}", "{type: hf, model_type: x}"])
+def test_nothing_is_said_of_a_librarys_model_before_it_runs(model: str) -> None:
+    foreign = f"pretrain.model={model[:-1]}, image_px: 32}}"
+    assert costs("pretrain", foreign) == costs("transfer", foreign) == {}
+    assert costs("accuracy", foreign) == {"disk_bytes": SMALL_BYTES}
 
 
 def test_a_search_counts_every_pair_that_it_tries() -> None:

@@ -308,7 +308,7 @@ def test_attention_is_a_share_of_each_patch(
 def test_predict_sees_what_evaluation_sees(place: Place) -> None:
     from pipeline.data.feed.augment import centre_box
     from pipeline.data.images.render import render
-    from pipeline.model.vit import normalise
+    from pipeline.model.backbone import normalise
 
     wanted = np.empty((8, 8, 3), np.uint8)
     render(place.photo.read_bytes(), centre_box((30, 40), (8, 8)), wanted)

@@ -8,7 +8,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from pipeline.cost import vit_parameters
 from pipeline.model.attention_maps import attention_maps
-from pipeline.model.vit import KEY_BIAS, ViT, build, normalise, patchify
+from pipeline.model.backbone import normalise
+from pipeline.model.vit import KEY_BIAS, ViT, build, patchify
 from schemas.errors import SpecError
 from schemas.model import ModelSpec, ResNetStemSpec
 from tests.support.models import tiny_spec

@@ -2,14 +2,17 @@
 
 import pytest
 import torch
+from torch import nn
 
+from pipeline.model import build
 from pipeline.training.optimizer import (
     build_optimizer,
-    is_decayed,
+    decayed_names,
     parameter_groups,
     rewrite_groups,
     write_learning_rate,
 )
+from schemas.backbones import ResNetSpec
 from schemas.model import ResNetStemSpec
 from schemas.training import OptimSpec
 from tests.support.training import OPTIM, TINY, model
@@ -33,12 +36,36 @@ EVERYTHING = TINY.revise(
 
 
 def test_norms_tokens_positions_and_factors_never_decay() -> None:
-    names = [name for name, _ in model(EVERYTHING).named_parameters() if is_decayed(name)]
+    names = decayed_names(model(EVERYTHING))
     parts = {".".join(name.split(".")[-2:-1]) for name in names}
     attention = {"query", "key", "value", "out"}
     heads = {"head", "distillation_head"}
     stem = {"root", "conv1", "conv2", "conv3", "project"}
     assert parts == {"patch", "dense1", "dense2"} | attention | heads | stem
+
+
+def test_of_a_resnet_convolutions_and_head_decay() -> None:
+    resnet = build(ResNetSpec(blocks=(1, 1), width=32, image_px=(8, 8), num_classes=3), seed=1)
+    shapes = {name: it.ndim for name, it in resnet.named_parameters()}
+    assert decayed_names(resnet) == {name for name, ndim in shapes.items() if ndim > 1}
+    assert {name for name, ndim in shapes.items() if ndim == 2} == {"head.weight"}
+
+
+class Scale(nn.Module):
+    """A factor for each channel, stretched over a grid as in ConvNeXt V2 of `transformers`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, 1, 1, 6))
+
+
+def test_strangers_are_told_by_their_modules_and_not_by_our_names() -> None:
+    parts = {"table": nn.Embedding(3, 6), "ln": nn.LayerNorm((2, 6)), "scale": Scale()}
+    model = nn.ModuleDict(parts | {"fc": nn.Linear(6, 1), "conv": nn.Conv2d(3, 6, 1)})
+    assert decayed_names(model) == {"fc.weight", "conv.weight"}
+    shared = nn.Module()
+    shared.register_parameter("weight", nn.Parameter(torch.ones(2, 2)))
+    assert decayed_names(shared) == {"weight"}
 
 
 def test_only_dense_kernels_decay() -> None:

@@ -1,0 +1,50 @@
+"""A model of any type from its spec: with initial weights, or to be filled with given ones."""
+
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from pipeline.model.backbone import Backbone, buffers
+from pipeline.model.resnet import ResNet, build_resnet
+from pipeline.model.vit import ViT
+from pipeline.model.vit import build as build_vit
+from schemas.backbones import BackboneSpec, ResNetSpec
+from schemas.errors import SpecError
+from schemas.model import ViTSpec
+
+
+@overload
+def build(spec: ViTSpec, *, seed: int) -> ViT: ...
+@overload
+def build(spec: BackboneSpec, *, seed: int) -> Backbone: ...
+def build(spec: BackboneSpec, *, seed: int) -> Backbone:
+    """A model on the CPU with initial weights fixed by (spec, seed), its head zero.
+
+    The global generator is left as it was. The model starts in training mode.
+
+    Raises:
+        SpecError: If a library has no such model, or is not installed.
+    """
+    if isinstance(spec, ViTSpec):
+        return build_vit(spec, seed=seed)
+    if isinstance(spec, ResNetSpec):
+        return build_resnet(spec, seed=seed)
+    raise SpecError(f"a model of type {spec.type} cannot be built by this version")
+
+
+def unfilled(spec: BackboneSpec) -> Backbone:
+    """A model whose weights are to be replaced by `load_state_dict(..., assign=True)`.
+
+    One of ours takes no memory. A library's is made with weights: what it keeps beside those of its
+    state has to be computed.
+    """
+    if isinstance(spec, ViTSpec | ResNetSpec):
+        with torch.device("meta"):
+            return ViT(spec) if isinstance(spec, ViTSpec) else ResNet(spec)
+    return build(spec, seed=0)
+
+
+def state_of(model: Backbone) -> dict[str, Tensor]:
+    """Parameters and buffers by name: all that the spec does not say."""
+    return {**dict(model.named_parameters()), **buffers(model)}

@@ -1,0 +1,155 @@
+"""Models that are no ViT through the stages: trained, carried on, measured, shown, exported."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from jobs import evaluate, train
+from jobs.cli import app
+from pipeline.data.images.codec import encode
+from pipeline.model.saved import load_model
+from schemas.errors import SpecError
+from schemas.evaluation import EvaluateSpec
+from schemas.manifest import DATASET_FOLDER
+from schemas.runs import InputArtifact
+from schemas.training import FinetuneSpec, PretrainSpec
+from tests.support.datasets import small_set
+from tests.support.stages import StageRun, run_stage
+
+COMMON: dict[str, Any] = {
+    "data": "corpus",
+    "optim": {"peak_lr": 1e-2, "warmup_steps": 2, "weight_decay": 0.1},
+    "batch": {"global_samples": 12},
+    "duration": {"steps": 4},
+    "checkpoint": {"every_steps": 3},
+    "resources": {"engine": "torch"},
+}
+RESNET = {"type": "resnet", "blocks": [1, 1], "width": 32, "image_px": 16}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _torch_is_left_as_it_was() -> Any:
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(deterministic)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> InputArtifact:
+    folder = tmp_path_factory.mktemp("corpus")
+    shards = small_set(folder, per_class=8)
+    (folder / "out").rename(folder / DATASET_FOLDER)
+    return InputArtifact(
+        stage="corpus",
+        kind="ingest",
+        artifact="ingest-1",
+        digest=shards.digest,
+        path=str(folder),
+        split="train",
+        metrics={},
+    )
+
+
+def pretrain(folder: Path, corpus: InputArtifact, model: dict[str, Any]) -> StageRun:
+    spec = PretrainSpec.parse({**COMMON, "model": model})
+    return run_stage(train.run, spec, folder, inputs={"data": corpus}, seed=3)
+
+
+@pytest.fixture(scope="module")
+def pretrained(corpus: InputArtifact, tmp_path_factory: pytest.TempPathFactory) -> StageRun:
+    return pretrain(tmp_path_factory.mktemp("resnet") / "pretrain", corpus, RESNET)
+
+
+def finetune(folder: Path, corpus: InputArtifact, start: StageRun, **change: object) -> StageRun:
+    spec = FinetuneSpec.parse({**COMMON, "init": "start", "model": change})
+    inputs = {"data": corpus, "init": start.at(None)}
+    return run_stage(train.run, spec, folder, inputs=inputs, seed=3)
+
+
+def test_a_resnet_is_trained_carried_on_at_another_size_and_measured(
+    corpus: InputArtifact, pretrained: StageRun, tmp_path: Path
+) -> None:
+    assert any("trains a ResNet of [1, 1] units, width 32" in line for line in pretrained.said)
+    tuned = finetune(tmp_path / "tuned", corpus, pretrained, image_px=24)
+    model, saved = load_model(tuned.path / "model")
+    assert (saved.spec.type, saved.spec.image_px, saved.spec.num_classes) == ("resnet", (24, 24), 3)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert tuned.output.metrics["model/parameters_count"] == count
+    measured = run_stage(
+        evaluate.run,
+        EvaluateSpec.parse({"data": "corpus@train", "model": "tuned"}),
+        tmp_path / "accuracy",
+        inputs={"data": corpus, "model": tuned.at(None)},
+    )
+    assert measured.output.metrics["train/images_count"] == 24
+
+
+def test_a_fine_tuning_starts_with_the_given_weights_and_a_zero_head(
+    corpus: InputArtifact, pretrained: StageRun, tmp_path: Path
+) -> None:
+    still = {"optim": {**COMMON["optim"], "peak_lr": 1e-12}}
+    spec = FinetuneSpec.parse({**COMMON, **still, "init": "start"})
+    inputs = {"data": corpus, "init": pretrained.at(None)}
+    tuned = run_stage(train.run, spec, tmp_path / "tuned", inputs=inputs, seed=9)
+    before, after = (
+        load_file(run.path / "model" / "model.safetensors") for run in (pretrained, tuned)
+    )
+    assert before.keys() == after.keys()
+    assert before["head.weight"].any()
+    assert after["head.weight"].abs().max() < 1e-9
+    for name in before.keys() - {"head.weight", "head.bias"}:
+        torch.testing.assert_close(after[name], before[name])
+
+
+def test_the_same_seed_trains_the_same_resnet(
+    corpus: InputArtifact, pretrained: StageRun, tmp_path: Path
+) -> None:
+    again = pretrain(tmp_path / "again", corpus, RESNET)
+    files = [run.path / "model" / "model.safetensors" for run in (pretrained, again)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_what_a_vit_alone_has_cannot_be_changed_of_a_resnet(
+    corpus: InputArtifact, pretrained: StageRun, tmp_path: Path
+) -> None:
+    with pytest.raises(SpecError, match=r"model.drop_path is not a field of a model of type resn"):
+        finetune(tmp_path / "tuned", corpus, pretrained, drop_path=0.1)
+
+
+def test_a_resnet_is_shown_and_exported(pretrained: StageRun, tmp_path: Path) -> None:
+    folder = str(pretrained.path / "model")
+    document = json.loads(printed("model", "info", folder, "--output", "json"))
+    assert (document["spec"]["type"], document["layout"]) == ("resnet", "safetensors")
+    assert document["parameters"] == pretrained.output.metrics["model/parameters_count"]
+    assert "ResNet, units [1, 1], width 32" in printed("model", "info", folder)
+    file = str(tmp_path / "resnet.safetensors")
+    printed("model", "export", folder, "--layout", "safetensors", "--out", file)
+    assert json.loads(printed("model", "info", file, "--output", "json"))["flops"] > 0
+    with pytest.raises(SpecError, match="the layout timm is for ViTs"):
+        printed("model", "export", folder, "--layout", "timm", "--out", str(tmp_path / "x"))
+
+
+def test_a_resnet_names_what_is_on_an_image_and_draws_no_attention(
+    pretrained: StageRun, tmp_path: Path
+) -> None:
+    image = tmp_path / "photo.png"
+    image.write_bytes(encode(np.zeros((20, 30, 3), np.uint8), "png", quality=0))
+    told = printed("predict", str(pretrained.path / "model"), str(image), "--output", "json")
+    document = json.loads(told)
+    assert len(document["images"][0]["top"]) == 3
+    assert document["images"][0]["overlay"] is None
+    assert document["notes"] == ["a model of type resnet has no attention that could be drawn"]
+
+
+def printed(*words: str) -> str:
+    """What a command prints; what it raises."""
+    told = CliRunner().invoke(app, list(words), standalone_mode=False)
+    if told.exception is not None:
+        raise told.exception
+    return told.stdout
