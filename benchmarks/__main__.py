@@ -20,6 +20,7 @@ MODULES = (
     "corruption",
     "ingest",
     "model_speed",
+    "imported_probe",
 )
 _RESULTS = Path(__file__).parent / "results"
 
