@@ -28,9 +28,10 @@ from pipeline.data.feed.loader import eval_batches
 from pipeline.data.shards.shard_set import AnySplit, ShardSet
 from pipeline.evaluation.metrics import wilson_interval
 from pipeline.model import build
+from pipeline.model.backbone import Backbone, normalise
+from pipeline.model.building import unfilled
 from pipeline.model.interchange import load
 from pipeline.model.transfer import adapt
-from pipeline.model.vit import ViT, normalise
 
 DINOV2 = CLOTHING.with_name("dinov2-vits14-focus")
 _PX = 112
@@ -113,22 +114,21 @@ def _splits(data: ShardSet, seed: int) -> tuple[AnySplit, AnySplit]:
     return found[0], found[1]
 
 
-def _imported() -> ViT:
+def _imported() -> Backbone:
     """The real weights on the smaller grid."""
     found = load(DINOV2)
     target = found.spec.revise(image_px=(_PX, _PX))
-    model = ViT(target)
-    model.load_state_dict(adapt(found.weights, found.spec, target))
+    model = unfilled(target)
+    model.load_state_dict(adapt(found.weights, found.spec, target), assign=True)
     return model.eval()
 
 
-def _random(seed: int) -> ViT:
+def _random(seed: int) -> Backbone:
     """The same architecture with its initial weights."""
-    spec = load(DINOV2).spec.revise(image_px=(_PX, _PX))
-    return build(spec, seed=seed).eval()
+    return build(load(DINOV2).spec.revise(image_px=(_PX, _PX)), seed=seed).eval()
 
 
-def _features_of(model: ViT) -> Any:
+def _features_of(model: Backbone) -> Any:
     def features(split: AnySplit) -> tuple[Features, NDArray[np.int64]]:
         found, labels = [], []
         batches = eval_batches(

@@ -30,11 +30,13 @@ from pipeline.model.interchange_names import (
     Written,
     check_expressible,
     expand,
+    first_axis,
     image_of_tokens,
     in_words,
     read_weights,
     require,
     resolve,
+    stem_of,
     unsaid,
     with_table,
     write_weights,
@@ -126,13 +128,14 @@ _PRE_LINEN = (
 )
 _SCAN = "Transformer/encoderblock/"
 _FIRST_QUERY = f"{_BLOCK}0/MultiHeadDotProductAttention_0/query/kernel"
-_EVERY = (
-    "embedding/kernel",
-    "embedding/bias",
-    "Transformer/encoder_norm/scale",
-    _FIRST_QUERY,
-    f"{_BLOCK}0/MlpBlock_0/Dense_0/bias",
-)
+_EVERY = {
+    "embedding/kernel": 4,
+    "embedding/bias": 1,
+    "Transformer/encoder_norm/scale": 1,
+    _FIRST_QUERY: 3,
+    f"{_BLOCK}0/MlpBlock_0/Dense_0/bias": 1,
+}
+"""Names of every such file, and their axes."""
 _OLD_POSITION, _POSITION = "Transformer/posembed_input/pos_embedding", "pos_embedding"
 
 _LIMITS: dict[str, tuple[Any, ...]] = {
@@ -218,10 +221,10 @@ def _describe(found: Mapping[str, Tensor], assume: Assumptions) -> tuple[Fields,
     known: Fields = {
         "width": kernel[-1],
         "depth": len({name.split("/")[1] for name in found if name.startswith(_BLOCK)}),
-        "num_heads": heads[1] if len(heads) == 3 else 1,
+        "num_heads": heads[1],
         "mlp_dim": found[f"{_BLOCK}0/MlpBlock_0/Dense_0/bias"].shape[0],
         "patch_px": kernel[0] * (stem.stride if stem else 1),
-        "num_classes": found["head/bias"].shape[0] if "head/bias" in found else 0,
+        "num_classes": first_axis(found, "head/bias"),
         "pool": pool,
         "hidden_head": "pre_logits/kernel" in found,
         "stem": stem,
@@ -240,12 +243,12 @@ def _describe(found: Mapping[str, Tensor], assume: Assumptions) -> tuple[Fields,
 
 def _stem(found: Mapping[str, Tensor]) -> ResNetStemSpec | None:
     """The ResNet in front of a hybrid, its blocks counted by their names."""
-    if "conv_root/kernel" not in found:
+    if "conv_root/kernel" not in found or "gn_root/scale" not in found:
         return None
-    units = {tuple(name.split("/")[:2]) for name in found if re.match(r"block\d+/unit\d+/", name)}
-    stages = Counter(stage for stage, _ in units)
-    blocks = tuple(stages[f"block{index}"] for index in range(1, len(stages) + 1))
-    return ResNetStemSpec(blocks=blocks, width=found["conv_root/kernel"].shape[-1], **STEM)
+    pattern = re.compile(r"block(\d+)/unit(\d+)/")
+    units = {match.groups() for name in found if (match := pattern.match(name))}
+    stages = Counter(int(stage) - 1 for stage, _ in units)
+    return stem_of(stages, found["gn_root/scale"].numel(), STEM)
 
 
 def rules(spec: ViTSpec) -> list[Rule]:

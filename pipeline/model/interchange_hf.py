@@ -5,12 +5,19 @@ both are read, those of version 4 are written. `config.json` says nearly everyth
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from pipeline.model.interchange_documents import (
+    HfConfig,
+    HfPreprocessor,
+    read_document,
+    sides,
+)
+from pipeline.model.interchange_hf_documents import config_of, kind_of, preprocessor_of
 from pipeline.model.interchange_names import (
     BESIDE_ZEROS,
     PATCH_OIHW,
@@ -18,7 +25,6 @@ from pipeline.model.interchange_names import (
     ROWS,
     SAME,
     Fields,
-    Form,
     Read,
     Row,
     Rule,
@@ -26,6 +32,8 @@ from pipeline.model.interchange_names import (
     Written,
     check_expressible,
     expand,
+    first_axis,
+    pairs,
     read_weights,
     require,
     resolve,
@@ -40,29 +48,27 @@ LAYOUT = "hf"
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 
 
-def _pairs(*names: tuple[str, str], form: Form = SAME) -> tuple[Row, ...]:
-    """A line for weight and bias of each layer."""
-    return tuple(
-        (f"{theirs}.{part}", f"{ours}.{part}", form)
-        for theirs, ours in names
-        for part in ("weight", "bias")
-    )
-
-
 _FRAME: tuple[Row, ...] = (
     ("embeddings.cls_token", "class_token", ROW),
     ("embeddings.position_embeddings", "position", ROWS),
     ("embeddings.patch_embeddings.projection.weight", "patch.weight", PATCH_OIHW),
     ("embeddings.patch_embeddings.projection.bias", "patch.bias", SAME),
-    *_pairs(("layernorm", "norm")),
+    *pairs(("layernorm", "norm")),
 )
-_ATTENTION = _pairs(
+_EVERY = {
+    "embeddings.cls_token": 3,
+    "embeddings.position_embeddings": 3,
+    "embeddings.patch_embeddings.projection.weight": 4,
+    "layernorm.weight": 1,
+}
+"""Names of every such file, and their axes."""
+_ATTENTION = pairs(
     ("attention.attention.query", "attention.query"),
     ("attention.attention.key", "attention.key"),
     ("attention.attention.value", "attention.value"),
     ("attention.output.dense", "attention.out"),
 )
-_VIT_BLOCK: tuple[Row, ...] = _ATTENTION + _pairs(
+_VIT_BLOCK: tuple[Row, ...] = _ATTENTION + pairs(
     ("layernorm_before", "norm1"),
     ("layernorm_after", "norm2"),
     ("intermediate.dense", "dense1"),
@@ -70,7 +76,7 @@ _VIT_BLOCK: tuple[Row, ...] = _ATTENTION + _pairs(
 )
 _DINOV2_BLOCK: tuple[Row, ...] = (
     *_ATTENTION,
-    *_pairs(("norm1", "norm1"), ("norm2", "norm2"), ("mlp.fc1", "dense1"), ("mlp.fc2", "dense2")),
+    *pairs(("norm1", "norm1"), ("norm2", "norm2"), ("mlp.fc1", "dense1"), ("mlp.fc2", "dense2")),
     ("layer_scale1.lambda1", "scale1", SAME),
     ("layer_scale2.lambda1", "scale2", SAME),
 )
@@ -101,7 +107,7 @@ class _Family(NamedTuple):
     """Of the backbone's names in a model with a head."""
     block: tuple[Row, ...]
     defaults: Fields
-    """Fields of `config.json` where it leaves them out."""
+    """Fields of `config.json` on whose defaults the families differ."""
     resize: str
     """Our name of how its code resizes positions."""
     pixels: Fields
@@ -110,24 +116,8 @@ class _Family(NamedTuple):
     """Names that belong to its pre-training."""
 
 
-_SIZES: Fields = {
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "hidden_act": "gelu",
-    "image_size": 224,
-    "patch_size": 16,
-    "num_channels": 3,
-    "qkv_bias": True,
-}
-_VIT: Fields = {**_SIZES, "intermediate_size": 3072, "layer_norm_eps": 1e-12}
-_DINOV2: Fields = {
-    **_SIZES,
-    "mlp_ratio": 4,
-    "layer_norm_eps": 1e-6,
-    "layerscale_value": 1.0,
-    "use_swiglu_ffn": False,
-}
+_VIT: Fields = {"layer_norm_eps": 1e-12, "intermediate_size": 3072}
+_DINOV2: Fields = {"layer_norm_eps": 1e-6}
 _HALF: Fields = {"pixel_mean": (0.5, 0.5, 0.5), "pixel_std": (0.5, 0.5, 0.5)}
 _IMAGENET: Fields = {"pixel_mean": (0.485, 0.456, 0.406), "pixel_std": (0.229, 0.224, 0.225)}
 _MASK = re.compile(r"embeddings\.mask_token$")
@@ -169,17 +159,17 @@ def read(
             f"{', '.join(_FAMILIES)} are read"
         )
     found, dropped = _canonical(tensors, family)
-    require(found, [row[0] for row in _FRAME], layout=LAYOUT)
-    said = {**family.defaults, **config}
+    require(found, _EVERY, layout=LAYOUT)
+    said = read_document(HfConfig, {**family.defaults, **config}, CONFIG)
     _check_config(said)
     found, notes = _settle_tokens(found, dino=family.block is _DINOV2_BLOCK)
-    known = _known(found, said)
+    known = _known(found, said, dino=family.block is _DINOV2_BLOCK)
     defaults: Fields = {"position_resize": family.resize}
     pixels = _pixels(preprocessor)
     known, defaults = (known | pixels, defaults) if pixels else (known, defaults | family.pixels)
     spec, assumed = resolve(known, defaults, assume, layout=LAYOUT)
     weights = read_weights(found, rules(spec, family), spec, layout=LAYOUT)
-    return Read(spec, weights, _class_names(config), assumed, dropped, notes)
+    return Read(spec, weights, _class_names(said), assumed, dropped, notes)
 
 
 def _canonical(tensors: Mapping[str, Tensor], family: _Family) -> tuple[Tensors, tuple[str, ...]]:
@@ -198,19 +188,22 @@ def _canonical(tensors: Mapping[str, Tensor], family: _Family) -> tuple[Tensors,
     return found, tuple(sorted(aside))
 
 
-def _check_config(said: Fields) -> None:
+def _check_config(said: HfConfig) -> None:
     """Refuse what the tensors' names alone would not betray."""
-    if said.get("use_swiglu_ffn"):
+    if said.use_swiglu_ffn:
         raise SpecError("this DINOv2 has a gated MLP (use_swiglu_ffn), which our ViT has not")
-    if said["hidden_act"] not in _GELUS:
+    if said.hidden_act not in _GELUS:
         raise SpecError(
-            f"config.json says hidden_act {said['hidden_act']}; {', '.join(_GELUS)} are known"
+            f"config.json says hidden_act {said.hidden_act}; {', '.join(_GELUS)} are known"
         )
-    if said["num_channels"] != 3 or not said["qkv_bias"]:
+    if said.num_channels != 3 or not said.qkv_bias:
         raise SpecError(
-            f"config.json says num_channels {said['num_channels']} and qkv_bias "
-            f"{said['qkv_bias']}; our ViT has 3 channels, and biases on query, key and value"
+            f"config.json says num_channels {said.num_channels} and qkv_bias {said.qkv_bias}; "
+            "our ViT has 3 channels, and biases on query, key and value"
         )
+    height, width = sides(said.patch_size)
+    if height != width:
+        raise SpecError(f"config.json says patches of {height} x {width} px; ours are square")
 
 
 def _settle_tokens(found: Tensors, *, dino: bool) -> tuple[Tensors, tuple[str, ...]]:
@@ -230,8 +223,11 @@ def _settle_tokens(found: Tensors, *, dino: bool) -> tuple[Tensors, tuple[str, .
     if name not in found or "distillation_classifier.weight" in found:
         return found, ()
     table = found["embeddings.position_embeddings"]
-    if table.ndim != 3 or table.shape[1] < 2:
-        raise SpecError(f"embeddings.position_embeddings has the shape {list(table.shape)}")
+    if table.shape[1] < 2 or found[name].shape != table[:, :1].shape:
+        raise SpecError(
+            f"{name} has the shape {list(found[name].shape)}, and embeddings.position_embeddings "
+            f"{list(table.shape)}; these do not go together"
+        )
     changed = {
         "embeddings.register_tokens": found[name] + table[:, 1:2],
         "embeddings.position_embeddings": torch.cat([table[:, :1], table[:, 2:]], dim=1),
@@ -240,60 +236,39 @@ def _settle_tokens(found: Tensors, *, dino: bool) -> tuple[Tensors, tuple[str, .
     return others | changed, ("the distillation token is a register here, for it has no head",)
 
 
-def _known(found: Tensors, said: Fields) -> Fields:
+def _known(found: Tensors, said: HfConfig, *, dino: bool) -> Fields:
     """What configuration and names say, in our words."""
     head = next((it for it in ("classifier", "cls_classifier") if f"{it}.bias" in found), None)
-    has_registers = "embeddings.register_tokens" in found
-    known: Fields = {
-        "width": said["hidden_size"],
-        "depth": said["num_hidden_layers"],
-        "num_heads": said["num_attention_heads"],
-        "mlp_dim": _mlp_dim(said),
-        "patch_px": _side(said["patch_size"]),
-        "image_px": _sides(said["image_size"]),
-        "num_classes": found[f"{head}.bias"].shape[0] if head else 0,
+    registers = found.get("embeddings.register_tokens")
+    return {
+        "width": said.hidden_size,
+        "depth": said.num_hidden_layers,
+        "num_heads": said.num_attention_heads,
+        "mlp_dim": said.intermediate_size or int(said.hidden_size * said.mlp_ratio),
+        "patch_px": sides(said.patch_size)[0],
+        "image_px": sides(said.image_size),
+        "num_classes": first_axis(found, f"{head}.bias"),
         "pool": "cls",
-        "gelu": _GELUS[said["hidden_act"]],
-        "layer_norm_eps": float(said["layer_norm_eps"]),
+        "gelu": _GELUS[said.hidden_act],
+        "layer_norm_eps": said.layer_norm_eps,
+        "layer_scale": said.layerscale_value if dino else None,
         "distillation_token": "embeddings.distillation_token" in found,
-        "registers": found["embeddings.register_tokens"].shape[1] if has_registers else 0,
+        "registers": registers.shape[1] if registers is not None and registers.ndim == 3 else 0,
         "hidden_head": "pooler.dense.weight" in found,
     }
-    if "layerscale_value" in said:
-        known["layer_scale"] = float(said["layerscale_value"])
-    return known
-
-
-def _mlp_dim(said: Fields) -> int:
-    return said.get("intermediate_size") or int(said["hidden_size"] * said["mlp_ratio"])
-
-
-def _sides(value: Any) -> tuple[int, int]:
-    height, width = (value, value) if isinstance(value, int) else value
-    return int(height), int(width)
-
-
-def _side(value: Any) -> int:
-    height, width = _sides(value)
-    if height != width:
-        raise SpecError(f"config.json says patches of {height} x {width} px; ours are square")
-    return height
 
 
 def _pixels(preprocessor: Mapping[str, Any] | None) -> Fields:
-    if not preprocessor or "image_mean" not in preprocessor or "image_std" not in preprocessor:
+    said = read_document(HfPreprocessor, preprocessor or {}, PREPROCESSOR)
+    if said.image_mean is None or said.image_std is None:
         return {}
-    return {
-        "pixel_mean": tuple(map(float, preprocessor["image_mean"])),
-        "pixel_std": tuple(map(float, preprocessor["image_std"])),
-    }
+    return {"pixel_mean": said.image_mean, "pixel_std": said.image_std}
 
 
-def _class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+def _class_names(said: HfConfig) -> tuple[str, ...]:
     """Names of the classes, unless they are the numbered ones that stand where there are none."""
-    names = config.get("id2label") or {}
-    ordered = tuple(str(names[key]) for key in sorted(names, key=int))
-    return () if all(re.fullmatch(r"LABEL_\d+", name) for name in ordered) else ordered
+    names = said.class_names
+    return () if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names
 
 
 def rules(spec: ViTSpec, family: _Family) -> list[Rule]:
@@ -305,13 +280,13 @@ def rules(spec: ViTSpec, family: _Family) -> list[Rule]:
         made += expand((("embeddings.register_tokens", "registers", ROWS),))
     for index in range(spec.depth):
         made += expand(family.block, f"encoder.layer.{index}.", f"blocks.{index}.")
-    made += expand(_pairs(("pooler.dense", "hidden"))) if spec.hidden_head else []
+    made += expand(pairs(("pooler.dense", "hidden"))) if spec.hidden_head else []
     return made + (expand(_head_rows(spec, family)) if spec.num_classes else [])
 
 
 def _head_rows(spec: ViTSpec, family: _Family) -> tuple[Row, ...]:
     if spec.distillation_token:
-        return _pairs(("cls_classifier", "head"), ("distillation_classifier", "distillation_head"))
+        return pairs(("cls_classifier", "head"), ("distillation_classifier", "distillation_head"))
     form = BESIDE_ZEROS if family.block is _DINOV2_BLOCK else SAME
     return (("classifier.weight", "head.weight", form), ("classifier.bias", "head.bias", SAME))
 
@@ -337,7 +312,7 @@ def write(
     """
     spec, weights, notes = with_table(spec, weights, kept=("learned_1d",))
     check_expressible(spec, _LIMITS, layout=LAYOUT)
-    kind, model_class = _kind(spec)
+    kind, model_class = kind_of(spec)
     family = _FAMILIES[kind]
     made = write_weights(weights, rules(spec, family), spec)
     prefix = family.prefix if "For" in model_class else ""
@@ -347,97 +322,7 @@ def write(
         # Part of that class, used in pre-training alone.
         named[f"{prefix}embeddings.mask_token"] = torch.zeros(1, spec.width)
     documents = {
-        CONFIG: _config(spec, kind, model_class, class_names),
-        PREPROCESSOR: _preprocessor(spec),
+        CONFIG: config_of(spec, kind, model_class, class_names),
+        PREPROCESSOR: preprocessor_of(spec),
     }
     return Written(named, notes, documents)
-
-
-def _kind(spec: ViTSpec) -> tuple[str, str]:
-    """`model_type` and class of the model of Hugging Face that is the same."""
-    has_head = spec.num_classes > 0
-    for sentence in _conflicts(spec):
-        raise SpecError(f"no model of Hugging Face is the same: {sentence}")
-    if spec.layer_scale is not None:
-        kind, name = ("dinov2", "Dinov2")
-        if spec.registers:
-            kind, name = "dinov2_with_registers", "Dinov2WithRegisters"
-        return kind, f"{name}ForImageClassification" if has_head else f"{name}Model"
-    if spec.distillation_token:
-        return "deit", "DeiTForImageClassificationWithTeacher"
-    return "vit", "ViTModel" if spec.hidden_head else "ViTForImageClassification"
-
-
-def _conflicts(spec: ViTSpec) -> Iterator[str]:
-    """What its models cannot have together, one sentence each."""
-    if spec.stem is not None:
-        yield "none has a ResNet stem"
-    if spec.distillation_token and not spec.num_classes:
-        yield "without its two heads a distillation token is not told from a register"
-    if spec.hidden_head and (spec.num_classes or spec.layer_scale is not None):
-        yield "a tanh layer (hidden_head) goes with its plain ViT without a classifier alone"
-    if spec.layer_scale is not None:
-        yield from _dinov2_conflicts(spec)
-    elif spec.registers:
-        yield "its models with registers have LayerScale"
-
-
-def _dinov2_conflicts(spec: ViTSpec) -> Iterator[str]:
-    rows, columns = spec.grid
-    if spec.distillation_token:
-        yield "its models with LayerScale have no distillation token"
-    if rows != columns:
-        yield f"its models with LayerScale know square grids only, not {rows} x {columns}"
-    if spec.mlp_dim % spec.width:
-        yield f"with LayerScale mlp_dim {spec.mlp_dim} must be a multiple of width {spec.width}"
-
-
-def _config(spec: ViTSpec, kind: str, name: str, class_names: tuple[str, ...]) -> Fields:
-    height, width = spec.image_px
-    classes = class_names or tuple(f"LABEL_{index}" for index in range(spec.num_classes))
-    config: Fields = {
-        "architectures": [name],
-        "model_type": kind,
-        "dtype": "float32",
-        "hidden_size": spec.width,
-        "num_hidden_layers": spec.depth,
-        "num_attention_heads": spec.num_heads,
-        "hidden_act": "gelu" if spec.gelu == "erf" else "gelu_pytorch_tanh",
-        "image_size": height if height == width else [height, width],
-        "patch_size": spec.patch_px,
-        "num_channels": 3,
-        "qkv_bias": True,
-        "layer_norm_eps": spec.layer_norm_eps,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "id2label": {str(index): label for index, label in enumerate(classes)},
-        "label2id": {label: index for index, label in enumerate(classes)},
-    }
-    if kind.startswith("dinov2"):
-        config |= {
-            "mlp_ratio": spec.mlp_dim // spec.width,
-            "layerscale_value": spec.layer_scale,
-            "use_swiglu_ffn": False,
-        }
-        own = {"num_register_tokens": spec.registers}
-        return config | (own if spec.registers else {"use_mask_token": False})
-    return config | {"intermediate_size": spec.mlp_dim, "encoder_stride": spec.patch_px}
-
-
-def _preprocessor(spec: ViTSpec) -> Fields:
-    """What our evaluation does: the largest centred part, resized; for squares in their terms."""
-    height, width = spec.image_px
-    square = height == width
-    return {
-        "image_processor_type": "BitImageProcessor" if square else "ViTImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": height} if square else {"height": height, "width": width},
-        "do_center_crop": square,
-        "crop_size": {"height": height, "width": width},
-        "resample": 2,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(spec.pixel_mean),
-        "image_std": list(spec.pixel_std),
-    }

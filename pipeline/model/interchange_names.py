@@ -19,7 +19,7 @@ from pipeline.model.vit import ViT
 from schemas.backbones import BackboneSpec
 from schemas.errors import SpecError
 from schemas.interchange import Assumptions
-from schemas.model import ViTSpec
+from schemas.model import ResNetStemSpec, ViTSpec
 from schemas.spec import Spec
 
 SHOWN_NAMES = 12
@@ -77,6 +77,15 @@ def expand(rows: Iterable[Row], theirs: str = "", ours: str = "") -> list[Rule]:
         Rule(theirs + name, tuple(ours + part for part in names.split()), form)
         for name, names, form in rows
     ]
+
+
+def pairs(*names: tuple[str, str], form: "Form | None" = None) -> tuple[Row, ...]:
+    """A line for weight and bias of each layer: their name, and ours separated by spaces."""
+    return tuple(
+        (f"{theirs}.{part}", " ".join(f"{our}.{part}" for our in ours.split()), form or SAME)
+        for theirs, ours in names
+        for part in ("weight", "bias")
+    )
 
 
 def _one(read: Callable[[Tensor], Tensor], write: Callable[[Tensor], Tensor]) -> Form:
@@ -196,18 +205,49 @@ def check_names(
         raise SpecError(f"the tensors are not those of {of} in the layout {layout} ({told})")
 
 
-def require(found: Mapping[str, Tensor], names: Iterable[str], *, layout: str) -> None:
+def require(found: Mapping[str, Tensor], axes: Mapping[str, int], *, layout: str) -> None:
     """Refuse what cannot be a ViT of this layout at all.
 
+    Args:
+        found: Tensors of the file.
+        axes: Names that every such file has, and how many axes each tensor has.
+        layout: For errors.
+
     Raises:
-        SpecError: If one of the names that every such file has is missing.
+        SpecError: If one of the names is missing, or has another number of axes.
     """
-    missing = [name for name in names if name not in found]
+    missing = [name for name in axes if name not in found]
     if missing:
         raise SpecError(
             f"this is no ViT in the layout {layout}: it lacks {_listed(missing)}; "
             f"it has {_listed(sorted(found)) or 'no tensor at all'}"
         )
+    wrong = [
+        f"{name} {list(found[name].shape)} instead of {count} axes"
+        for name, count in axes.items()
+        if found[name].ndim != count
+    ]
+    if wrong:
+        raise SpecError(f"this is no ViT in the layout {layout}: {_listed(wrong)}")
+
+
+def first_axis(found: Mapping[str, Tensor], name: str) -> int:
+    """Length of a tensor's first axis; 0 where there is no such tensor, or no axis."""
+    tensor = found.get(name)
+    return tensor.shape[0] if tensor is not None and tensor.ndim else 0
+
+
+def stem_of(blocks: Mapping[int, int], width: int, conventions: Fields) -> ResNetStemSpec:
+    """The stem of so many blocks in each stage.
+
+    Raises:
+        SpecError: If ours cannot be so.
+    """
+    counts = tuple(blocks.get(index, 0) for index in range(len(blocks)))
+    try:
+        return ResNetStemSpec(blocks=counts, width=width, **conventions)
+    except ValidationError as error:
+        raise SpecError(f"no stem of ours is like this: {error.errors()[0]['msg']}") from None
 
 
 def _listed(names: Sequence[str]) -> str:

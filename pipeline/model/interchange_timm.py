@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.model.interchange_documents import TimmConfig, read_document, sides
 from pipeline.model.interchange_names import (
     PATCH_OIHW,
     ROW,
@@ -19,24 +20,24 @@ from pipeline.model.interchange_names import (
     THREE,
     TWO,
     Fields,
-    Form,
     Read,
     Row,
     Rule,
-    Tensors,
     Written,
     check_expressible,
     expand,
-    image_of_tokens,
+    first_axis,
     in_words,
+    pairs,
     read_weights,
     require,
     resolve,
-    square_side,
+    stem_of,
     unsaid,
     with_table,
     write_weights,
 )
+from pipeline.model.interchange_prefix import Prefix
 from schemas.errors import SpecError
 from schemas.interchange import Assumptions
 from schemas.model import VARIANTS, ResNetStemSpec, ViTSpec
@@ -44,26 +45,18 @@ from schemas.model import VARIANTS, ResNetStemSpec, ViTSpec
 LAYOUT = "timm"
 HEAD_WIDTH = 64
 """Width of a head where nothing says otherwise and no named size fits."""
-_EVERY = (
-    "patch_embed.proj.weight",
-    "patch_embed.proj.bias",
-    "blocks.0.norm1.weight",
-    "blocks.0.attn.qkv.weight",
-    "blocks.0.mlp.fc1.bias",
-)
+_EVERY = {
+    "patch_embed.proj.weight": 4,
+    "patch_embed.proj.bias": 1,
+    "blocks.0.norm1.weight": 1,
+    "blocks.0.attn.qkv.weight": 2,
+    "blocks.0.mlp.fc1.bias": 1,
+}
+"""Names of every such file, and their axes."""
 _ALIASES = {"register_tokens": "reg_token"}
 """DINOv2's own name -> timm's."""
 _ASIDE = re.compile(r"mask_token$|decoder_")
 """Parts of self-supervised training that MAE and DINOv2 keep in their files."""
-
-
-def _pairs(*names: tuple[str, str], form: Form = SAME) -> tuple[Row, ...]:
-    """A line for weight and bias of each layer."""
-    return tuple(
-        (f"{theirs}.{part}", " ".join(f"{our}.{part}" for our in ours.split()), form)
-        for theirs, ours in names
-        for part in ("weight", "bias")
-    )
 
 
 _PATCH: tuple[Row, ...] = (
@@ -71,31 +64,31 @@ _PATCH: tuple[Row, ...] = (
     ("patch_embed.proj.bias", "patch.bias", SAME),
 )
 _BLOCK: tuple[Row, ...] = (
-    *_pairs(("norm1", "norm1"), ("norm2", "norm2")),
-    *_pairs(("attn.qkv", "attention.query attention.key attention.value"), form=THREE),
-    *_pairs(("attn.proj", "attention.out"), ("mlp.fc1", "dense1"), ("mlp.fc2", "dense2")),
+    *pairs(("norm1", "norm1"), ("norm2", "norm2")),
+    *pairs(("attn.qkv", "attention.query attention.key attention.value"), form=THREE),
+    *pairs(("attn.proj", "attention.out"), ("mlp.fc1", "dense1"), ("mlp.fc2", "dense2")),
 )
-_QK_NORM = _pairs(("attn.q_norm", "attention.query_norm"), ("attn.k_norm", "attention.key_norm"))
+_QK_NORM = pairs(("attn.q_norm", "attention.query_norm"), ("attn.k_norm", "attention.key_norm"))
 _LAYER_SCALE: tuple[Row, ...] = (("ls1.gamma", "scale1", SAME), ("ls2.gamma", "scale2", SAME))
 _POOLING: tuple[Row, ...] = (
     ("latent", "probe", ROW),
-    *_pairs(("q", "attention.query"), ("proj", "attention.out"), ("norm", "norm")),
-    *_pairs(("kv", "attention.key attention.value"), form=TWO),
-    *_pairs(("mlp.fc1", "dense1"), ("mlp.fc2", "dense2")),
+    *pairs(("q", "attention.query"), ("proj", "attention.out"), ("norm", "norm")),
+    *pairs(("kv", "attention.key attention.value"), form=TWO),
+    *pairs(("mlp.fc1", "dense1"), ("mlp.fc2", "dense2")),
 )
 _UNIT: tuple[Row, ...] = tuple(
     row
     for index in (1, 2, 3)
     for row in (
         (f"conv{index}.weight", f"conv{index}.weight", SAME),
-        *_pairs((f"norm{index}", f"norm{index}")),
+        *pairs((f"norm{index}", f"norm{index}")),
     )
 )
 _PROJECT: tuple[Row, ...] = (
     ("downsample.conv.weight", "project.weight", SAME),
-    *_pairs(("downsample.norm", "project_norm")),
+    *pairs(("downsample.norm", "project_norm")),
 )
-_ROOT: tuple[Row, ...] = (("conv.weight", "root.weight", SAME), *_pairs(("norm", "root_norm")))
+_ROOT: tuple[Row, ...] = (("conv.weight", "root.weight", SAME), *pairs(("norm", "root_norm")))
 
 CONVENTIONS: Fields = {
     "gelu": "erf",
@@ -131,9 +124,10 @@ def read(
     dropped = tuple(sorted(name for name in tensors if _ASIDE.match(name)))
     found = {_ALIASES.get(it, it): tensors[it] for it in tensors if it not in dropped}
     require(found, _EVERY, layout=LAYOUT)
-    said = _said(config or {})
+    document = read_document(TimmConfig, config or {}, "config.json")
+    said = _said(document)
     known, defaults = _describe(found, said)
-    prefix = _Prefix(found, known, defaults, said)
+    prefix = Prefix(found, known, defaults, said)
     prefix.settle(assume)
     known |= {name: value for name, value in said.items() if name in CONVENTIONS}
     known |= {"num_heads": said["num_heads"]} if "num_heads" in said else {}
@@ -146,29 +140,29 @@ def read(
     spec, assumed = resolve(known, defaults, assume, layout=LAYOUT)
     weights = read_weights(found, rules(spec), spec, layout=LAYOUT)
     assumed += in_words(STEM, "stem.") if spec.stem else ()
-    names = tuple((config or {}).get("pretrained_cfg", {}).get("label_names") or ())
+    names = document.pretrained_cfg.label_names or ()
     return Read(spec, weights, names, assumed, dropped, prefix.notes)
 
 
-def _said(config: Mapping[str, Any]) -> Fields:
+def _said(config: TimmConfig) -> Fields:
     """What timm's hub configuration says of conventions, in our words."""
-    shown, args = config.get("pretrained_cfg", {}), config.get("model_args", {})
-    pool = args.get("global_pool", config.get("global_pool"))
+    shown, args = config.pretrained_cfg, config.model_args
+    pool = args.global_pool or config.global_pool
     if pool is not None and pool not in _POOLS:
         raise SpecError(f"timm's global_pool {pool} is not known; only {', '.join(_POOLS)} are")
-    gelu = args.get("act_layer")
+    gelu = args.act_layer
     if gelu is not None and gelu not in _GELUS:
         raise SpecError(f"timm's act_layer {gelu} is not known; only {', '.join(_GELUS)} are")
-    size = args.get("img_size", (shown.get("input_size") or (3,))[1:])
+    size = args.img_size or (shown.input_size and shown.input_size[1:])
     found = {
-        "pool": _POOLS.get(pool),
-        "gelu": _GELUS.get(gelu) if gelu else None,
-        "num_heads": args.get("num_heads"),
-        "layer_scale": args.get("init_values"),
-        "pool_all": args.get("pool_include_prefix"),
-        "pixel_mean": tuple(shown["mean"]) if "mean" in shown else None,
-        "pixel_std": tuple(shown["std"]) if "std" in shown else None,
-        "image_px": ((size, size) if isinstance(size, int) else tuple(size)) or None,
+        "pool": _POOLS.get(pool or ""),
+        "gelu": _GELUS.get(gelu or ""),
+        "num_heads": args.num_heads,
+        "layer_scale": args.init_values,
+        "pool_all": args.pool_include_prefix or None,
+        "pixel_mean": shown.mean,
+        "pixel_std": shown.std,
+        "image_px": sides(size) if size else None,
     }
     return {name: value for name, value in found.items() if value is not None}
 
@@ -182,7 +176,7 @@ def _describe(found: Mapping[str, Tensor], said: Fields) -> tuple[Fields, Fields
         "depth": len({name.split(".")[1] for name in found if name.startswith("blocks.")}),
         "mlp_dim": found["blocks.0.mlp.fc1.bias"].shape[0],
         "patch_px": kernel[-1] * (stem.stride if stem else 1),
-        "num_classes": found["head.bias"].shape[0] if "head.bias" in found else 0,
+        "num_classes": first_axis(found, "head.bias"),
         "qk_norm": "blocks.0.attn.q_norm.weight" in found,
         "norm_at": "pooled" if "fc_norm.weight" in found else "tokens",
         "distillation_token": "dist_token" in found,
@@ -216,111 +210,7 @@ def _stem(found: Mapping[str, Tensor]) -> ResNetStemSpec | None:
     pattern = re.compile(r"patch_embed\.backbone\.stages\.(\d+)\.blocks\.(\d+)\.")
     units = {match.groups() for it in found if (match := pattern.match(it))}
     stages = Counter(int(stage) for stage, _ in units)
-    blocks = tuple(stages[index] for index in range(len(stages)))
-    return ResNetStemSpec(blocks=blocks, width=found[name].shape[0], **STEM)
-
-
-class _Prefix:
-    """The tokens before the patches and their positions, brought to what our model has."""
-
-    def __init__(self, found: Tensors, known: Fields, defaults: Fields, said: Fields) -> None:
-        self.found, self.known, self.defaults, self.said = found, known, defaults, said
-        self.notes: tuple[str, ...] = ()
-        for name in ("cls_token", "dist_token", "reg_token", "pos_embed"):
-            shape = list(found[name].shape) if name in found else [1, 1, known["width"]]
-            if len(shape) != 3 or [shape[0], shape[2]] != [1, known["width"]]:
-                raise SpecError(f"{name} has the shape {shape} instead of [1, N, {known['width']}]")
-
-    def settle(self, assume: Assumptions) -> None:
-        """Decide pooling and positions; `found`, `known` and `defaults` are changed to say them.
-
-        Raises:
-            SpecError: If our model cannot do the same.
-        """
-        pool = self.said.get("pool") or assume.pool or self._likely_pool()
-        slots = self._settle_positions(assume)
-        if pool == "map" and self._has_prefix() and not self.said.get("pool_all"):
-            raise SpecError(
-                "map pooling here sees all tokens, and timm's leaves the class token and the "
-                "registers out unless pool_include_prefix says otherwise"
-            )
-        if pool != "map" and self.said.get("pool_all"):
-            raise SpecError(f"timm's pool_include_prefix is not known for pooling {pool}")
-        is_certain = "pool" in self.said or "cls_token" not in self.found
-        (self.known if is_certain else self.defaults)["pool"] = pool
-        if pool != "cls" and "cls_token" in self.found:
-            self._turn_class_into_register(slots)
-            slots = 0
-        self.known["registers"] = self._count("reg_token")
-        has_table = self.known.get("position") != "none"
-        self.known["class_position"] = pool != "cls" or slots > 0 or not has_table
-
-    def _likely_pool(self) -> str:
-        if "attn_pool.latent" in self.found:
-            return "map"
-        averages = "cls_token" not in self.found or "fc_norm.weight" in self.found
-        return "gap" if averages else "cls"
-
-    def _has_prefix(self) -> bool:
-        return "cls_token" in self.found or "reg_token" in self.found
-
-    def _count(self, name: str) -> int:
-        count: int = self.found[name].shape[1] if name in self.found else 0
-        return count
-
-    def _settle_positions(self, assume: Assumptions) -> int:
-        """Slots of class and distillation token in the table; those of registers are taken out."""
-        if "pos_embed" not in self.found:
-            self.known |= {"position": "none", "image_px": self._image(assume) or (224, 224)}
-            return 0
-        leading = self._count("cls_token") + self._count("dist_token")
-        registers = self._count("reg_token")
-        table = self.found["pos_embed"]
-        slots = self._slots(table.shape[1], (leading + registers, leading, 0), assume)
-        image = self._image(assume)
-        fits = image is not None and self._patches(image) == table.shape[1] - slots
-        self.known["image_px"] = (
-            image
-            if fits and image is not None
-            else image_of_tokens(table.shape[1] - slots, self.known["patch_px"], assume)
-        )
-        if registers and slots == leading + registers:
-            # A register with a position is a register that starts elsewhere.
-            self.found["reg_token"] = self.found["reg_token"] + table[:, leading:slots]
-            self.found["pos_embed"] = torch.cat([table[:, :leading], table[:, slots:]], dim=1)
-            slots = leading
-        return slots
-
-    def _slots(self, total: int, allowed: tuple[int, ...], assume: Assumptions) -> int:
-        """How many rows of the table belong to tokens before the patches."""
-        image = self._image(assume)
-        if image is not None:
-            counts = (self._patches(image),)
-            fitting = [slots for slots in allowed if total - slots in counts]
-            if fitting or "image_px" in assume.given():
-                return fitting[0] if fitting else allowed[1]
-        return next((it for it in allowed if square_side(total - it) is not None), allowed[1])
-
-    def _image(self, assume: Assumptions) -> tuple[int, int] | None:
-        found: tuple[int, int] | None = assume.given().get("image_px", self.said.get("image_px"))
-        return found
-
-    def _patches(self, image_px: tuple[int, int]) -> int:
-        patch_px: int = self.known["patch_px"]
-        return (image_px[0] // patch_px) * (image_px[1] // patch_px)
-
-    def _turn_class_into_register(self, slots: int) -> None:
-        """Where patches alone are pooled, a class token is a token as registers are."""
-        if "dist_token" in self.found:
-            raise SpecError("a distillation token goes with pooling cls alone")
-        token = self.found.pop("cls_token")
-        if "pos_embed" in self.found:
-            table = self.found["pos_embed"]
-            token = token + table[:, :slots] if slots else token
-            self.found["pos_embed"] = table[:, slots:]
-        others = [self.found["reg_token"]] if "reg_token" in self.found else []
-        self.found["reg_token"] = torch.cat([token, *others], dim=1)
-        self.notes = ("the class token is a register here, because patches alone are pooled",)
+    return stem_of(stages, first_axis(found, name), STEM)
 
 
 def rules(spec: ViTSpec) -> list[Rule]:
@@ -337,13 +227,11 @@ def rules(spec: ViTSpec) -> list[Rule]:
         rows = _BLOCK + (_QK_NORM if spec.qk_norm else ())
         rows += _LAYER_SCALE if spec.layer_scale is not None else ()
         made += expand(rows, f"blocks.{index}.", f"blocks.{index}.")
-    made += expand(_pairs(("fc_norm" if spec.norm_at == "pooled" else "norm", "norm")))
+    made += expand(pairs(("fc_norm" if spec.norm_at == "pooled" else "norm", "norm")))
     made += expand(_POOLING, "attn_pool.", "pooling.") if spec.pool == "map" else []
     if spec.num_classes:
-        made += expand(_pairs(("head", "head")))
-        made += (
-            expand(_pairs(("head_dist", "distillation_head"))) if spec.distillation_token else []
-        )
+        made += expand(pairs(("head", "head")))
+        made += expand(pairs(("head_dist", "distillation_head"))) if spec.distillation_token else []
     return made + _stem_rules(spec.stem)
 
 

@@ -15,8 +15,12 @@ from typer.testing import CliRunner
 from infra.storage import LocalStore
 from jobs.cli import app
 from pipeline.dag.experiment_file import load_experiment
+from pipeline.data.feed.augment import centre_box
 from pipeline.data.images.codec import encode
+from pipeline.data.images.render import render
 from pipeline.evaluation.attention import look_at
+from pipeline.model.attention_maps import attention_maps
+from pipeline.model.backbone import normalise
 from pipeline.model.interchange import load, save
 from pipeline.model.saved import load_model, save_model
 from pipeline.model.vit import ViT, build
@@ -305,11 +309,29 @@ def test_attention_is_a_share_of_each_patch(
     assert (seen.probabilities is None) == ("num_classes" in changes)
 
 
-def test_predict_sees_what_evaluation_sees(place: Place) -> None:
-    from pipeline.data.feed.augment import centre_box
-    from pipeline.data.images.render import render
-    from pipeline.model.backbone import normalise
+@pytest.mark.parametrize("pool", ["cls", "gap"])
+def test_attention_is_that_of_its_definition(place: Place, pool: str) -> None:
+    model = build(tiny_spec(pool=pool, registers=1), seed=0).eval()
+    randomise(model, seed=1)
+    found = {
+        look: look_at(model, place.photo.read_bytes(), name="photo", look=look)
+        for look in ("last", "rollout")
+    }
+    pixels = normalise(torch.from_numpy(found["last"].pixels)[None], model.spec)
+    maps = [it[0].mean(dim=0).numpy() for it in attention_maps(model, pixels)]
+    lead = model.spec.leading
+    through = np.eye(len(maps[0]))
+    for weights in maps:
+        through = 0.5 * (weights + np.eye(len(weights))) @ through
+    for look, whole in (("last", maps[-1]), ("rollout", through)):
+        given = whole[0] if pool == "cls" else whole.mean(axis=0)
+        wanted = given[lead:] / given[lead:].sum()
+        seen = found[look].attention
+        assert seen is not None
+        assert np.allclose(seen.ravel(), wanted, atol=1e-6)
 
+
+def test_predict_sees_what_evaluation_sees(place: Place) -> None:
     wanted = np.empty((8, 8, 3), np.uint8)
     render(place.photo.read_bytes(), centre_box((30, 40), (8, 8)), wanted)
     seen = look_at(place.model, place.photo.read_bytes(), name="photo", look="last")

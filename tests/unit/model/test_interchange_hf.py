@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -221,6 +222,22 @@ def test_transformers_loads_what_we_write(
         assert relative_error(features, found.logits) <= BOUND
     else:
         assert relative_error(features, found.pooler_output) <= BOUND
+
+
+def test_the_processor_beside_a_model_does_what_evaluation_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hf = transformers(monkeypatch)
+    spec = tiny_spec(image_px=(8, 8), pixel_mean=(0.1, 0.2, 0.3), pixel_std=(0.4, 0.5, 0.6))
+    save(tmp_path / "out", "hf", spec, dict(build(spec, seed=0).named_parameters()))
+    processor = hf.AutoImageProcessor.from_pretrained(tmp_path / "out", local_files_only=True)
+    image = np.full((30, 40, 3), 51, np.uint8)
+    found = processor(images=image, return_tensors="pt")["pixel_values"]
+    assert found.shape == (1, 3, 8, 8)
+    wanted = [
+        (0.2 - mean) / std for mean, std in zip((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), strict=True)
+    ]
+    assert found.mean(dim=(0, 2, 3)).tolist() == pytest.approx(wanted, abs=1e-5)
 
 
 def test_dinov2_classifier_on_patches_is_refused(
