@@ -18,7 +18,9 @@ from jobs.train_worker import (
     run_alone,
     run_in_gang,
 )
+from pipeline.model.saved import load_saved
 from pipeline.training.loop import Watch
+from pipeline.training.objectives.distilled import check_teacher
 from pipeline.training.search import Bench, run_search, trial_optim
 from schemas.backbones import BackboneSpec, ResNetSpec, TimmSpec, carried_on
 from schemas.checkpoint import MODEL_FILE, MODEL_FOLDER, SavedModel
@@ -59,11 +61,15 @@ def run(request: StageRequest, tools: StageTools) -> StageOutput:
 def _plan(request: StageRequest, tools: StageTools) -> TrainPlan:
     kind: Any = STAGE_KINDS[request.spec["kind"]]
     spec: PretrainSpec | FinetuneSpec = kind.parse(request.spec)
-    classes = len(open_data(request, spec).class_names)
+    names = open_data(request, spec).class_names if spec.objective.uses_labels else ()
+    model = resolve_model(spec, request, num_classes=len(names))
+    if "teacher" in request.inputs:
+        teacher = load_saved(Path(request.inputs["teacher"].path) / MODEL_FOLDER)
+        check_teacher(teacher, model, names)
     return TrainPlan(
         request=request,
         spec=spec,
-        model=resolve_model(spec, request, num_classes=classes),
+        model=model,
         attempt=tools.attempt.path,
         progress=tools.attempt.progress,
     )

@@ -18,23 +18,31 @@ from pipeline.data.feed.mixtures import AnyData, MixedSplit
 from pipeline.data.shards.shard_set import AnySplit, ShardSet
 from pipeline.model.backbone import Backbone
 from pipeline.model.building import build
-from pipeline.model.saved import load_weights, save_model
+from pipeline.model.mae import build_mae
+from pipeline.model.masked import build_masked, encoder_weights
+from pipeline.model.saved import load_model, load_weights, save_model
 from pipeline.model.transfer import adapt
+from pipeline.model.vit import Encoder
 from pipeline.training.engine import Engine, EngineSpec, TorchEngine
 from pipeline.training.keeper import CheckpointKeeper, RunIdentity
 from pipeline.training.loop import Watch, train
 from pipeline.training.objectives.common import Objective, Setting
+from pipeline.training.objectives.distilled import Distilled
+from pipeline.training.objectives.masked import Autoencoding, MaskedPatch
 from pipeline.training.objectives.supervised import Supervised
 from pipeline.training.schedule import total_steps
 from schemas.backbones import BackboneSpec
 from schemas.checkpoint import MODEL_FOLDER, SavedModel
 from schemas.manifest import DATASET_FOLDER
+from schemas.model import ViTSpec
+from schemas.objectives import MaeSpec, MaskedPatchSpec, SupervisedSpec
 from schemas.runs import StageRequest
 from schemas.spec import digest_of
 from schemas.training import FinetuneSpec, PretrainSpec
 
 CHECKPOINTS = "checkpoints"
 PROBE_SAMPLES = 16
+HEAD_BIASES = ("head.bias", "distillation_head.bias")
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,7 @@ def run_in_gang(config: dict[str, Any]) -> dict[str, Any]:
         micro_batch=plan.micro_batch,
         accumulation=share // plan.micro_batch,
     )
-    return run_plan(plan, DeepSpeedEngine(initial_model(plan), engine_spec(plan, device), zero))
+    return run_plan(plan, DeepSpeedEngine(trained_model(plan), engine_spec(plan, device), zero))
 
 
 @contextmanager
@@ -121,7 +129,7 @@ def run_alone(plan: TrainPlan) -> dict[str, Any]:
     """The single-process reference engine, in this very process."""
     prepare_torch(plan.spec.resources.threads)
     device = torch.device("cuda" if plan.spec.resources.gpus_per_worker else "cpu")
-    return run_plan(plan, TorchEngine(initial_model(plan), engine_spec(plan, device)))
+    return run_plan(plan, TorchEngine(trained_model(plan), engine_spec(plan, device)))
 
 
 def prepare_torch(threads: int) -> None:
@@ -143,18 +151,45 @@ def engine_spec(plan: TrainPlan, device: torch.device) -> EngineSpec:
 
 def objective_of(plan: TrainPlan, device: torch.device) -> Objective:
     """What is trained for."""
+    spec, objective = plan.spec, plan.spec.objective
     setting = Setting(plan.model, plan.request.seed, device)
-    return Supervised(setting, plan.spec.augment.label_smoothing)
+    if isinstance(objective, MaskedPatchSpec):
+        return MaskedPatch(setting, objective)
+    if isinstance(objective, MaeSpec):
+        return Autoencoding(setting, objective)
+    smoothing = spec.augment.label_smoothing
+    if isinstance(objective, SupervisedSpec):
+        return Supervised(setting, objective, smoothing)
+    labels = Supervised(setting, SupervisedSpec(), smoothing)
+    teacher, _ = load_model(Path(plan.request.inputs["teacher"].path) / MODEL_FOLDER)
+    return Distilled(setting, objective, labels, teacher.to(device), spec.precision)
+
+
+def trained_model(plan: TrainPlan) -> Backbone | Encoder:
+    """What the engine trains: the model, or its encoder with what the objective adds to it."""
+    spec, seed, objective = plan.model, plan.request.seed, plan.spec.objective
+    model: Backbone | Encoder
+    if isinstance(objective, MaskedPatchSpec) and isinstance(spec, ViTSpec):
+        model = build_masked(spec, seed=seed)
+    elif isinstance(objective, MaeSpec) and isinstance(spec, ViTSpec):
+        model = build_mae(spec, objective.decoder(spec), seed=seed)
+    else:
+        model = initial_model(plan)
+    model.recomputes = plan.spec.resources.recompute
+    return model
 
 
 def initial_model(plan: TrainPlan) -> Backbone:
     """New weights, or those of the input `init` with a new head and the positions resized."""
     model = build(plan.model, seed=plan.request.seed)
-    model.recomputes = plan.spec.resources.recompute
     start = plan.request.inputs.get("init")
     if start is not None:
         weights, saved = load_weights(Path(start.path) / MODEL_FOLDER)
         model.load_state_dict(adapt(weights, saved.spec, plan.model))
+    if isinstance(plan.spec.objective, SupervisedSpec):
+        for name, parameter in model.named_parameters():
+            if name in HEAD_BIASES:
+                torch.nn.init.constant_(parameter, plan.spec.objective.head_bias)
     return model
 
 
@@ -191,6 +226,8 @@ def run_plan(plan: TrainPlan, engine: Engine) -> dict[str, Any]:
             watch=_watch(plan, rank=engine.rank),
         )
     weights = {name: state.weight for name, state in engine.state()}
+    if not spec.objective.uses_labels:
+        weights = encoder_weights(weights)
     if engine.rank == 0:
         save_model(plan.attempt / MODEL_FOLDER, weights, _saved(plan, data, result.steps))
     return {
@@ -235,7 +272,7 @@ def _saved(plan: TrainPlan, data: TrainData, steps: int) -> SavedModel:
     start = plan.request.inputs.get("init")
     return SavedModel(
         spec=plan.model,
-        class_names=data.class_names,
+        class_names=data.class_names if plan.spec.objective.uses_labels else (),
         trained_steps=steps,
         key=plan.request.key,
         data_digest=data.digest,

@@ -9,6 +9,7 @@ from schemas.evaluation import EvaluateSpec
 from schemas.experiment import AnyStage
 from schemas.interchange import ImportSpec, WeightsSource
 from schemas.model import CHANNELS, ModelChange, ResNetStemSpec, ViTSpec
+from schemas.objectives import COLOUR_LEVELS, AnyObjective, MaeSpec, MaskedPatchSpec
 from schemas.sources import SourceSpec
 from schemas.stage import StageRef
 from schemas.training import FinetuneSpec, PretrainSpec
@@ -68,6 +69,35 @@ def vit_parameters(spec: ViTSpec) -> int:
     blocks = spec.depth * (2 if spec.axial else 1) * block
     own = embedding + _position_numbers(spec) + blocks + 2 * width + pooling + hidden_layer + heads
     return own + (_stem_parameters(spec.stem) if spec.stem else 0)
+
+
+def objective_parameters(objective: AnyObjective, model: ViTSpec) -> int:
+    """Learned numbers that an objective adds while it trains, in the letters of `vit_parameters`.
+
+    - `masked_patch`: a token D, and a dense layer for C colours, D C + C
+    - `mae`, with a decoder of width W: D W + W, a token W, its blocks, 2 W, and W V + V
+    """
+    if isinstance(objective, MaskedPatchSpec):
+        return model.width + (model.width + 1) * COLOUR_LEVELS**3
+    if not isinstance(objective, MaeSpec):
+        return 0
+    decoder = objective.decoder(model)
+    width, values = decoder.width, decoder.patch_values
+    # As a ViT it would have patches, V W + W, and leading tokens, instead of what is around here.
+    blocks = vit_parameters(decoder) - (values + 1 + decoder.leading) * width
+    return blocks + (model.width + 1) * width + width + (width + 1) * values
+
+
+def objective_flops(objective: AnyObjective, model: ViTSpec) -> int:
+    """FLOPs of one image forward, with what the objective adds and leaves out; see `vit_flops`."""
+    if isinstance(objective, MaskedPatchSpec):
+        return vit_flops(model) + 2 * model.patches * model.width * COLOUR_LEVELS**3
+    if not isinstance(objective, MaeSpec):
+        return vit_flops(model)
+    decoder, seen = objective.decoder(model), objective.kept(model.patches)
+    between = 2 * (model.leading + seen) * model.width * decoder.width
+    # The decoder's dense layer for pixels costs what a ViT's patches do.
+    return vit_flops(model, seen=seen) + between + vit_flops(decoder)
 
 
 def _position_numbers(spec: ViTSpec) -> int:
@@ -157,21 +187,24 @@ def model_flops(spec: BackboneSpec) -> int | None:
     return resnet_flops(spec) if isinstance(spec, ResNetSpec) else None
 
 
-def vit_flops(spec: ViTSpec) -> int:
+def vit_flops(spec: ViTSpec, *, seen: int | None = None) -> int:
     """FLOPs of one image forward, two for each multiply-add; in the letters of `vit_parameters`.
 
-    2 (stem + V D N  +  L (4 D^2 T + 2 D M T + 2 T^2 D)  +  D K) for T tokens, none dropped.
+    2 (stem + V D N  +  L (4 D^2 T + 2 D M T + 2 T^2 D)  +  D K) for T tokens, none dropped, or
+    those of `seen` patches.
     The term in T^2 is attention: half more with relative positions, and along rows and columns
     alone in an axial block, whose other terms are doubled. Pool `map` adds 2 D (D (T + 1) + T + M).
     Norms, softmax, GELU and biases are left out: below 2 % at the sizes of the paper.
     """
     width, length = spec.width, tokens(spec)
+    if seen is not None:
+        length = spec.leading + seen
     stem = _convolutions(spec.stem, spec.image_px) if spec.stem else []
     convolutions = sum(each.kernel * each.cells for each in stem)
     patches = spec.patches * spec.patch_values * width
     linear = length * (4 * width**2 + 2 * width * spec.mlp_dim) * (2 if spec.axial else 1)
-    seen = sum(spec.grid) if spec.axial else length
-    attention = (3 if spec.position == "relative" else 2) * length * seen * width
+    others = sum(spec.grid) if spec.axial else length
+    attention = (3 if spec.position == "relative" else 2) * length * others * width
     pooling = (
         2 * width * (width * (length + 1) + length + spec.mlp_dim) if spec.pool == "map" else 0
     )
@@ -249,9 +282,9 @@ def estimate(
 ) -> dict[str, float]:
     """What is known of a stage's cost before it runs.
 
-    - `parameters`: of the model that the stage trains or evaluates; a head of `ASSUMED_CLASSES`
-      unless the ingest behind it names its classes. Nothing is known of imported models and of a
-      library's before they are there: then only the disk of small stages is told.
+    - `parameters`: of all that the stage trains, or of the model that it evaluates; a head of
+      `ASSUMED_CLASSES` unless the ingest behind it names its classes. Nothing is known of imported
+      models and of a library's before they are there: then only the disk of small stages is told.
     - `flops`: of the whole stage, 3 x forward x samples (backward counts twice); only where the
       duration is given in steps. A `search` counts every pair that it tries, and the longest.
     - `memory_bytes`: of each worker: training state and the activations of one micro-batch.
@@ -281,7 +314,11 @@ def estimate(
 def _training(spec: PretrainSpec | FinetuneSpec, model: BackboneSpec | None) -> dict[str, float]:
     if not isinstance(model, ViTSpec | ResNetSpec):
         return {}
-    params = vit_parameters(model) if isinstance(model, ViTSpec) else resnet_parameters(model)
+    if isinstance(model, ViTSpec):
+        params = vit_parameters(model) + objective_parameters(spec.objective, model)
+        forward = objective_flops(spec.objective, model)
+    else:
+        params, forward = resnet_parameters(model), resnet_flops(model)
     resources, algorithm = spec.resources, spec.optim.algorithm
     world = resources.workers
     zero_stage = resources.zero_stage if resources.engine == "deepspeed" else 0
@@ -299,7 +336,6 @@ def _training(spec: PretrainSpec | FinetuneSpec, model: BackboneSpec | None) -> 
     }
     steps = _steps(spec)
     if steps is not None:
-        forward = vit_flops(model) if isinstance(model, ViTSpec) else resnet_flops(model)
         costs["flops"] = 3.0 * forward * steps * spec.batch.global_samples
     return costs
 
@@ -329,7 +365,9 @@ def _model(node: Node, graph: Graph) -> BackboneSpec | None:
 
 
 def _num_classes(node: Node, graph: Graph) -> int:
-    """Classes of the corpus behind a stage, as far as its ingest names them."""
+    """Classes of the corpus behind a stage, as far as its ingest names them; 0 without labels."""
+    if isinstance(node.spec, PretrainSpec) and not node.spec.objective.uses_labels:
+        return 0
     while "data" in node.inputs:
         node = graph.node(node.inputs["data"].stage)
     if isinstance(node.spec, IngestSpec) and node.spec.select.classes:

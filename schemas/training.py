@@ -6,9 +6,19 @@ from pydantic import Field, model_validator
 
 from schemas.backbones import AnyChange, AnyModel
 from schemas.model import ModelChange, ModelSpec
+from schemas.objectives import (
+    AnyObjective,
+    DistillationSpec,
+    LabelledObjective,
+    MaeSpec,
+    MaskedPatchSpec,
+    SupervisedSpec,
+)
 from schemas.spec import Execution, Input, Semantic, Spec
 from schemas.stage import SHARD_SETS, StageSpec
 
+MODELS = ("pretrain", "finetune", "import")
+"""Kinds whose artifact is a model."""
 MAX_WEIGHTS = 10_000
 """The order of a cycle of a mixture is kept in memory."""
 
@@ -167,12 +177,6 @@ class CheckpointSpec(Spec):
     keep_last: Execution[int] = Field(default=2, ge=1)
 
 
-class SupervisedSpec(Spec):
-    """Softmax cross-entropy on the labels."""
-
-    type: Semantic[Literal["supervised"]] = "supervised"
-
-
 class TrainingSpec(StageSpec):
     """What pre-training and fine-tuning have in common; both run the one loop."""
 
@@ -182,6 +186,9 @@ class TrainingSpec(StageSpec):
     mixture: Semantic[tuple[MixturePhase, ...] | None] = None
     """Phases by `from_step`, the first from step 0, for several shard sets; each set is passed over
     and over at its own pace."""
+    objective: Semantic[AnyObjective] = SupervisedSpec()
+    teacher: Input[str | None] = None
+    """The stage whose model is the teacher, for `objective: {type: distillation}`."""
     augment: Semantic[AugmentSpec] = AugmentSpec()
     optim: Semantic[OptimSpec]
     batch: Semantic[BatchSpec]
@@ -227,6 +234,21 @@ class TrainingSpec(StageSpec):
             raise ValueError(
                 f"mixup and CutMix mix neighbours, so a micro-batch must be even but is {micro}: "
                 "batch.global_samples over resources.workers, or resources.micro_batch"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _objective_has_what_it_needs(self) -> "TrainingSpec":
+        if isinstance(self.objective, DistillationSpec) != (self.teacher is not None):
+            raise ValueError(
+                "teacher names the stage whose model teaches: give it with "
+                "objective: {type: distillation}, and with no other"
+            )
+        augment = self.augment
+        if not self.objective.uses_labels and (augment.mixes or augment.label_smoothing):
+            raise ValueError(
+                f"objective {self.objective.type} uses no labels; leave augment.mixup_alpha, "
+                "cutmix_alpha and label_smoothing at 0"
             )
         return self
 
@@ -278,12 +300,21 @@ class PretrainSpec(TrainingSpec):
     """Train a model from random weights on the upstream corpus."""
 
     kind: Semantic[Literal["pretrain"]] = "pretrain"
-    objective: Semantic[SupervisedSpec] = SupervisedSpec()
     model: Semantic[AnyModel]
     """A ViT, unless `type` says resnet, timm or hf."""
 
     revision: ClassVar[int] = 2
-    ports: ClassVar[dict[str, tuple[str, ...]]] = {"data": SHARD_SETS}
+    ports: ClassVar[dict[str, tuple[str, ...]]] = {"data": SHARD_SETS, "teacher": MODELS}
+
+    @model_validator(mode="after")
+    def _model_fits_the_objective(self) -> "PretrainSpec":
+        if isinstance(self.objective, MaskedPatchSpec | MaeSpec):
+            given, kind = self.model, self.objective.type
+            other = f"objective {kind} hides patches of a ViT, and model.type is {given.type}"
+            vit = given.resolved(num_classes=0) if isinstance(given, ModelSpec) else None
+            for sentence in self.objective.conflicts(vit) if vit else [other]:
+                raise ValueError(sentence)
+        return self
 
 
 class SearchSpec(Spec):
@@ -301,6 +332,7 @@ class FinetuneSpec(TrainingSpec):
     """Train on the downstream labels, from another stage's weights or from scratch."""
 
     kind: Semantic[Literal["finetune"]] = "finetune"
+    objective: Semantic[LabelledObjective] = SupervisedSpec()
     init: Input[str | None]
     """The stage whose weights are the start; null trains from scratch."""
     model: Semantic[AnyChange] = ModelChange()
@@ -312,7 +344,8 @@ class FinetuneSpec(TrainingSpec):
     revision: ClassVar[int] = 2
     ports: ClassVar[dict[str, tuple[str, ...]]] = {
         "data": SHARD_SETS,
-        "init": ("pretrain", "finetune", "import"),
+        "init": MODELS,
+        "teacher": MODELS,
     }
 
     @model_validator(mode="after")

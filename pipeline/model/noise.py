@@ -48,6 +48,12 @@ def kept_patches(spec: ViTSpec) -> int:
     return max(1, int(spec.patches * (1.0 - spec.patch_dropout)))
 
 
+def lowest(number_BN: Float[Tensor, "B N"], count: int) -> Int[Tensor, "B M"]:
+    """Places of the `count` smallest numbers of each row, ascending."""
+    order_BN = torch.argsort(number_BN, dim=1, stable=True)
+    return order_BN[:, :count].sort(dim=1).values
+
+
 def training_noise(
     spec: ViTSpec, path_BL: Float[Tensor, "B L"], patch_BN: Float[Tensor, "B N"]
 ) -> ForwardNoise:
@@ -63,6 +69,5 @@ def training_noise(
         rate_L = torch.tensor(path_rates(spec), device=path_BL.device)
         keep_path_BL = (path_BL >= rate_L) / (1.0 - rate_L)
     if spec.patch_dropout:
-        order_BN = torch.argsort(patch_BN, dim=1, stable=True)
-        kept_patches_BM = order_BN[:, : kept_patches(spec)].sort(dim=1).values
+        kept_patches_BM = lowest(patch_BN, kept_patches(spec))
     return ForwardNoise(keep_path_BL, kept_patches_BM)

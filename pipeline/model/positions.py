@@ -23,14 +23,27 @@ def sincos_2d(spec: ViTSpec) -> Tensor:
     down to 1 / 10,000, both included. MAE's table has the same order, but its frequencies stop one
     step short: w^(-4 i / D) instead of w^(-i / (D / 4 - 1)); it is imported as a learned table.
     """
-    rows, columns = spec.grid
     steps = spec.width // 4
-    omega = _TEMPERATURE ** -(torch.arange(steps, dtype=torch.float64, device="cpu") / (steps - 1))
+    power = torch.arange(steps, dtype=torch.float64, device="cpu") / (steps - 1)
+    return F.pad(waves(spec.grid, power), (0, 0, spec.slots, 0)).to(torch.float32)
+
+
+def waves(grid: tuple[int, int], power: Tensor) -> Tensor:
+    """Sine and cosine of each patch's column, then of its row, times 10,000^(-power).
+
+    Args:
+        grid: Rows and columns.
+        power: D / 4 numbers, float64, on the CPU.
+
+    Returns:
+        [N, D] in float64.
+    """
+    rows, columns = grid
+    omega = _TEMPERATURE**-power
     y, x = (torch.arange(side, dtype=torch.float64, device="cpu") for side in (rows, columns))
     row_N, column_N = y.repeat_interleave(columns), x.repeat(rows)
     angles = [place_N[:, None] * omega for place_N in (column_N, row_N)]
-    table_ND = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], 1)
-    return F.pad(table_ND, (0, 0, spec.slots, 0)).to(torch.float32)
+    return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], 1)
 
 
 def crossed(rows: Tensor, columns: Tensor) -> Tensor:

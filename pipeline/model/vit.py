@@ -51,10 +51,12 @@ def patchify(pixels_BCHW: Tensor, side: int) -> Tensor:
     return cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
 
 
-class ViT(Backbone):
-    """The model that `spec` describes; `build` gives it its initial weights."""
+class Encoder(nn.Module):
+    """The part that makes tokens: stem, patches, positions, blocks, and the last norm."""
 
     spec: ViTSpec
+    recomputes: bool = False
+    """As in `Backbone`."""
 
     def __init__(self, spec: ViTSpec) -> None:
         """Parts with empty weights."""
@@ -73,11 +75,6 @@ class ViT(Backbone):
             for _ in range(spec.depth)
         )
         self.norm = nn.LayerNorm(width, eps=spec.layer_norm_eps)
-        self.pooling = AttentionPooling(spec) if spec.pool == "map" else None
-        self.hidden = nn.Linear(width, width) if spec.hidden_head else None
-        heads = 1 + spec.distillation_token if spec.num_classes else 0
-        self.head = nn.Linear(width, spec.num_classes) if heads else None
-        self.distillation_head = nn.Linear(width, spec.num_classes) if heads > 1 else None
 
     def _add_positions(self) -> None:
         """Tables of [S + N, D], of rows and of columns; one for each layer where they differ."""
@@ -97,61 +94,29 @@ class ViT(Backbone):
             del self.position
             self.register_buffer("position", sincos_2d(spec), persistent=False)
 
-    def forward(
-        self, pixels_BCHW: Tensor, noise: ForwardNoise | None = None, *, both_heads: bool = False
-    ) -> Tensor:
-        """Normalised pixels [B, C, H, W] -> logits [B, K]; features [B, D] where there is no head.
+    def embed(self, pixels_BCHW: Tensor) -> Tensor:
+        """Normalised pixels [B, C, H, W] -> a vector for each patch [B, N, D], without position."""
+        grid_BCHW = pixels_BCHW if self.stem is None else self.stem(pixels_BCHW)
+        patches_BND: Tensor = self.patch(patchify(grid_BCHW, self.spec.patch_side))
+        return patches_BND
 
-        Args:
-            pixels_BCHW: Of the size that the spec says.
-            noise: Skipped branches and patches; None: all are there.
-            both_heads: Logits of the class token's and of the distillation token's head apart,
-                [B, 2, K], instead of their mean.
-
-        Raises:
-            ValueError: If there are no two heads, or if `noise` leaves patches out of a model whose
-                grid must be whole.
-        """
-        if both_heads and self.distillation_head is None:
-            raise ValueError("both_heads asks for the distillation token's head, and there is none")
-        tokens_BTD = self.forward_tokens(pixels_BCHW, noise)
-        if self.distillation_head is None:
-            return self.forward_head(self._pool(tokens_BTD))
-        pair = self.forward_head(tokens_BTD[:, 0]), self.distillation_head(tokens_BTD[:, 1])
-        logits_B2K = torch.stack(pair, dim=1)
-        return logits_B2K if both_heads else logits_B2K.mean(dim=1)
-
-    def forward_features(self, pixels_BCHW: Tensor, noise: ForwardNoise | None = None) -> Tensor:
-        """Normalised pixels [B, C, H, W] -> what the head sees of each image, [B, D].
-
-        With a distillation token: the mean of both class tokens, as timm has it.
-        """
-        return self._pool(self.forward_tokens(pixels_BCHW, noise))
-
-    def forward_tokens(self, pixels_BCHW: Tensor, noise: ForwardNoise | None = None) -> Tensor:
-        """Tokens after the last block [B, T, D], normalised if the spec says so.
+    def encode(self, patches_BND: Tensor, noise: ForwardNoise | None = None) -> Tensor:
+        """Embedded patches [B, N, D] -> tokens after the last block [B, T, D], before the norm.
 
         First the class token, the distillation token and the registers, as far as there are any;
         then patches in reading order, those alone that stay.
         """
-        tokens_BTD = self._run(pixels_BCHW, noise or ForwardNoise(), seen=None)
-        return self.norm(tokens_BTD) if self.spec.norm_at == "tokens" else tokens_BTD
-
-    def forward_grid(self, pixels_BCHW: Tensor) -> Tensor:
-        """Normalised pixels [B, C, H, W] -> tokens of the patches in their places, [B, R, Q, D]."""
-        patches_BND = self.forward_tokens(pixels_BCHW)[:, self.spec.leading :]
-        return patches_BND.reshape(len(patches_BND), *self.spec.grid, -1)
+        return self._run(patches_BND, noise or ForwardNoise(), seen=None)
 
     def hidden_states(self, pixels_BCHW: Tensor) -> list[Tensor]:
         """Tokens [B, T, D] after each block, before the last norm."""
         seen: list[Tensor] = []
-        self._run(pixels_BCHW, ForwardNoise(), seen=seen)
+        self._run(self.embed(pixels_BCHW), ForwardNoise(), seen=seen)
         return seen
 
-    def _run(self, pixels_BCHW: Tensor, noise: ForwardNoise, seen: list[Tensor] | None) -> Tensor:
+    def _run(self, patches_BND: Tensor, noise: ForwardNoise, seen: list[Tensor] | None) -> Tensor:
         """Tokens after the last block; those after each block are appended to `seen`."""
-        grid_BCHW = pixels_BCHW if self.stem is None else self.stem(pixels_BCHW)
-        tokens_BTD = self._with_leading(self.patch(patchify(grid_BCHW, self.spec.patch_side)))
+        tokens_BTD = self._with_leading(patches_BND)
         stay_BT = self._staying(noise)
         tokens_BTD = tokens_BTD if stay_BT is None else _rows(tokens_BTD, stay_BT)
         everywhere = self.spec.position_at != "stem"
@@ -209,6 +174,63 @@ class ViT(Backbone):
             return again
         out: Tensor = block(tokens_BTD, keep_BR)
         return out
+
+
+class ViT(Encoder, Backbone):
+    """The model that `spec` describes; `build` gives it its initial weights."""
+
+    spec: ViTSpec
+
+    def __init__(self, spec: ViTSpec) -> None:
+        """Parts with empty weights."""
+        super().__init__(spec)
+        width = spec.width
+        self.pooling = AttentionPooling(spec) if spec.pool == "map" else None
+        self.hidden = nn.Linear(width, width) if spec.hidden_head else None
+        heads = 1 + spec.distillation_token if spec.num_classes else 0
+        self.head = nn.Linear(width, spec.num_classes) if heads else None
+        self.distillation_head = nn.Linear(width, spec.num_classes) if heads > 1 else None
+
+    def forward(
+        self, pixels_BCHW: Tensor, noise: ForwardNoise | None = None, *, both_heads: bool = False
+    ) -> Tensor:
+        """Normalised pixels [B, C, H, W] -> logits [B, K]; features [B, D] where there is no head.
+
+        Args:
+            pixels_BCHW: Of the size that the spec says.
+            noise: Skipped branches and patches; None: all are there.
+            both_heads: Logits of the class token's and of the distillation token's head apart,
+                [B, 2, K], instead of their mean.
+
+        Raises:
+            ValueError: If there are no two heads, or if `noise` leaves patches out of a model whose
+                grid must be whole.
+        """
+        if both_heads and self.distillation_head is None:
+            raise ValueError("both_heads asks for the distillation token's head, and there is none")
+        tokens_BTD = self.forward_tokens(pixels_BCHW, noise)
+        if self.distillation_head is None:
+            return self.forward_head(self._pool(tokens_BTD))
+        pair = self.forward_head(tokens_BTD[:, 0]), self.distillation_head(tokens_BTD[:, 1])
+        logits_B2K = torch.stack(pair, dim=1)
+        return logits_B2K if both_heads else logits_B2K.mean(dim=1)
+
+    def forward_features(self, pixels_BCHW: Tensor, noise: ForwardNoise | None = None) -> Tensor:
+        """Normalised pixels [B, C, H, W] -> what the head sees of each image, [B, D].
+
+        With a distillation token: the mean of both class tokens, as timm has it.
+        """
+        return self._pool(self.forward_tokens(pixels_BCHW, noise))
+
+    def forward_tokens(self, pixels_BCHW: Tensor, noise: ForwardNoise | None = None) -> Tensor:
+        """Tokens after the last block [B, T, D], as in `encode`; normalised if the spec says so."""
+        tokens_BTD = self.encode(self.embed(pixels_BCHW), noise)
+        return self.norm(tokens_BTD) if self.spec.norm_at == "tokens" else tokens_BTD
+
+    def forward_grid(self, pixels_BCHW: Tensor) -> Tensor:
+        """Normalised pixels [B, C, H, W] -> tokens of the patches in their places, [B, R, Q, D]."""
+        patches_BND = self.forward_tokens(pixels_BCHW)[:, self.spec.leading :]
+        return patches_BND.reshape(len(patches_BND), *self.spec.grid, -1)
 
     def _pool(self, tokens_BTD: Tensor) -> Tensor:
         """What the head sees of each image: [B, T, D] -> [B, D]."""

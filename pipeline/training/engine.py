@@ -9,7 +9,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pipeline.model.backbone import Backbone
 from pipeline.training.checkpoint import ParameterState, read_parameters, write_share
 from pipeline.training.objectives.common import LabelledBatch, Objective
 from pipeline.training.optimizer import (
@@ -94,7 +93,7 @@ class TorchEngine:
     rank = 0
     world_size = 1
 
-    def __init__(self, model: Backbone, spec: EngineSpec) -> None:
+    def __init__(self, model: torch.nn.Module, spec: EngineSpec) -> None:
         """Own `model` from here on, on `spec.device`."""
         self.model = model.to(spec.device)
         self.spec = spec

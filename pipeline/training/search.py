@@ -22,6 +22,7 @@ from pipeline.model.backbone import Backbone, normalise
 from pipeline.training.engine import EngineSpec, TorchEngine, autocast
 from pipeline.training.loop import Watch, train
 from pipeline.training.objectives.common import Objective
+from schemas.backbones import BackboneSpec
 from schemas.errors import DataError
 from schemas.report import SearchReport, SearchTrial
 from schemas.training import FinetuneSpec, OptimSpec, SearchSpec
@@ -157,21 +158,21 @@ def _run_trial(bench: Bench, peak_lr: float, steps: int, *, repeat: int, stop: W
         threads=spec.resources.loader_threads,
     ) as loader:
         train(engine, loader, optim=optim, total_steps=steps, keeper=None, watch=stop)
-    top1_ratio, nll = _measure(engine, bench.split.subset(held))
+    top1_ratio, nll = _measure(engine, model.spec, bench.split.subset(held))
     return Trial(peak_lr, steps, repeat, top1_ratio, nll)
 
 
-def _measure(engine: TorchEngine, split: AnySplit) -> tuple[float, float]:
+def _measure(engine: TorchEngine, spec: BackboneSpec, split: AnySplit) -> tuple[float, float]:
     """Share of right answers and mean NLL over all rows of `split`."""
     model, device = engine.model.eval(), engine.spec.device
     right, nll = 0, 0.0
     for batch in eval_batches(
-        split, image_px=model.spec.image_px, batch_samples=_EVAL_SAMPLES, threads=1
+        split, image_px=spec.image_px, batch_samples=_EVAL_SAMPLES, threads=1
     ):
         pixels_BHWC = torch.from_numpy(batch.pixels_BHWC).to(device)
         label_B = torch.from_numpy(batch.label_B).to(device)
         with torch.no_grad(), autocast(engine.spec):
-            logits_BK = model(normalise(pixels_BHWC, model.spec)).float()
+            logits_BK = model(normalise(pixels_BHWC, spec)).float()
         right += int((logits_BK.argmax(dim=1) == label_B).sum())
         nll += F.cross_entropy(logits_BK, label_B, reduction="sum").item()
     return right / split.num_rows, nll / split.num_rows

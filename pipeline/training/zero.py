@@ -18,7 +18,6 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_st
 from torch import Tensor
 from torch import distributed as dist
 
-from pipeline.model.backbone import Backbone
 from pipeline.training.checkpoint import ParameterState, write_share
 from pipeline.training.engine import (
     EngineSpec,
@@ -94,7 +93,7 @@ def deepspeed_config(
 class DeepSpeedEngine:
     """A model on all ranks of the process group, its state spread as `zero` says."""
 
-    def __init__(self, model: Backbone, spec: EngineSpec, zero: ZeroSpec) -> None:
+    def __init__(self, model: torch.nn.Module, spec: EngineSpec, zero: ZeroSpec) -> None:
         """Own `model`; DeepSpeed takes it over at the first use, so that a load can come first."""
         self.model = model.to(spec.device)
         self.spec = spec

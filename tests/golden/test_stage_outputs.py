@@ -109,6 +109,15 @@ def test_pretrain(pretrained: StageRun) -> None:
     )
 
 
+@pytest.mark.parametrize("objective", ["masked_patch", "mae"])
+def test_pretrain_without_labels(objective: str, digits: StageRun, tmp_path: Path) -> None:
+    spec = PretrainSpec.parse({**TRAINING, "model": MODEL, "objective": {"type": objective}})
+    made = run_stage(train.run, spec, tmp_path / "pre", inputs={"data": digits.at("train")}, seed=3)
+    assert made.output.metrics["train/loss"] == pytest.approx(
+        GOLDEN[f"{objective}_loss"], abs=LOSS_TOLERANCE
+    )
+
+
 def test_finetune_and_evaluate(digits: StageRun, pretrained: StageRun, tmp_path: Path) -> None:
     spec = FinetuneSpec.parse({**TRAINING, "init": "pretrained", "model": {"image_px": 12}})
     inputs = {"data": digits.at("train"), "init": pretrained.at(None)}
@@ -177,6 +186,8 @@ GOLDEN: dict[str, Any] = {
     "last_appended": "digits/0153",
     "second": "digits/1668",
     "pretrain_loss": 1.0970216989517212,
+    "masked_patch_loss": 5.566270351409912,
+    "mae_loss": 1.0578409433364868,
     "finetune_loss": 1.1254479885101318,
     "import": [-0.63974929, -1.776366, -1.27980018],
     "nll": 1.102529802446306,

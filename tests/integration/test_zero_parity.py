@@ -6,9 +6,7 @@ import pytest
 import torch
 
 from pipeline.model.vit import KEY_BIAS
-from pipeline.training.engine import TorchEngine
-from schemas.backbones import BackboneSpec
-from schemas.training import OptimSpec
+from pipeline.training.engine import EngineSpec, TorchEngine
 from tests.support.training import (
     DROPOUT,
     NOISY,
@@ -17,6 +15,7 @@ from tests.support.training import (
     TINY,
     FakeLoader,
     engine_spec,
+    mae_engine_parts,
     model,
 )
 from tests.support.zero_runs import STEPS, Outcome, ZeroRun, follow, run_world
@@ -29,8 +28,13 @@ CROSSINGS = [(0, 3), (1, 2), (2, 0), (3, 1)]
 
 @pytest.fixture(scope="module")
 def references() -> dict[str, Outcome]:
-    """One process of plain torch: without chances, with skipped branches and patches, no ViT."""
-    return {"plain": alone(TINY), "noisy": alone(NOISY), "resnet": alone(RESNET, STEADY)}
+    """One process of plain torch: without chances, with skipped branches and patches, and more."""
+    kinds = {"plain": TINY, "noisy": NOISY}
+    return {
+        **{name: alone(model(it), engine_spec(it)) for name, it in kinds.items()},
+        "resnet": alone(model(RESNET), engine_spec(RESNET, STEADY), FakeLoader(RESNET)),
+        "mae": alone(*mae_engine_parts()),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +56,7 @@ def two_ranks(folder: Path) -> dict[str, Outcome]:
     runs.append(ZeroRun("recomputed", 3, recompute=True))
     runs += [ZeroRun(f"noisy{s}", s, accumulation=2, spec=NOISY) for s in (0, 3)]
     runs.append(ZeroRun("resnet3", 3, spec=RESNET, optim=STEADY, recompute=True))
+    runs.append(ZeroRun("mae3", 3, mae=True))
     dropped = {"accumulation": 2, "spec": DROPOUT, "checkpoints": str(folder / "dropped")}
     runs += [ZeroRun(name, 2, **dropped) for name in ("undisturbed", "resumed")]
     return run_world(folder / "two", 2, runs)
@@ -74,6 +79,7 @@ def one_rank(folder: Path, two_ranks: dict[str, Outcome]) -> dict[str, Outcome]:
         ("recomputed", "plain"),
         *((name, "noisy") for name in ("noisy0", "noisy3")),
         ("resnet3", "resnet"),
+        ("mae3", "mae"),
     ],
 )
 def test_two_ranks_train_as_one_process_does(
@@ -119,9 +125,9 @@ def test_bf16_arithmetic_keeps_fp32_weights_and_stays_close(
     assert all(weight.dtype == torch.float32 for weight in two_ranks["bf16"].weights.values())
 
 
-def alone(spec: BackboneSpec, optim: OptimSpec = OPTIM) -> Outcome:
-    engine = TorchEngine(model(spec), engine_spec(spec, optim))
-    losses, norms = follow(engine, FakeLoader(spec), None)
+def alone(trained: torch.nn.Module, spec: EngineSpec, loader: FakeLoader | None = None) -> Outcome:
+    engine = TorchEngine(trained, spec)
+    losses, norms = follow(engine, loader or FakeLoader(), None)
     return Outcome(losses, norms, {name: state.weight for name, state in engine.state()})
 
 

@@ -11,12 +11,15 @@ from pipeline.data.feed.course import Places
 from pipeline.data.feed.mixing import Mix
 from pipeline.model import build
 from pipeline.model.backbone import Backbone
+from pipeline.model.mae import MaskedAutoencoder, build_mae
 from pipeline.training.engine import EngineSpec, TorchEngine
 from pipeline.training.keeper import CheckpointKeeper, RunIdentity
 from pipeline.training.objectives.common import Setting
+from pipeline.training.objectives.masked import Autoencoding
 from pipeline.training.objectives.supervised import Supervised
 from schemas.backbones import BackboneSpec, ResNetSpec
 from schemas.model import ViTSpec
+from schemas.objectives import MaeSpec, SupervisedSpec
 from schemas.training import CheckpointSpec, OptimSpec
 
 TINY = ViTSpec(
@@ -96,12 +99,21 @@ class FakeLoader:
 def engine_spec(
     spec: BackboneSpec = TINY, optim: OptimSpec = OPTIM, precision: str = "fp32"
 ) -> EngineSpec:
-    supervised = Supervised(setting(spec), 0.0)
+    supervised = Supervised(setting(spec), SupervisedSpec(), 0.0)
     return EngineSpec(optim, supervised, precision, CPU, SEED)
 
 
 def setting(spec: BackboneSpec = TINY) -> Setting:
     return Setting(spec, SEED, CPU)
+
+
+def mae_engine_parts() -> tuple[MaskedAutoencoder, EngineSpec]:
+    """A masked autoencoder with skipped branches, and its objective."""
+    spec = TINY.revise(num_classes=0, drop_path=0.4)
+    mae = MaeSpec(decoder_width=12, decoder_depth=1, decoder_heads=3)
+    objective = Autoencoding(setting(spec), mae)
+    model = build_mae(spec, mae.decoder(spec), seed=1)
+    return model, EngineSpec(OPTIM, objective, "fp32", CPU, SEED)
 
 
 def torch_engine(spec: BackboneSpec = TINY, optim: OptimSpec = OPTIM) -> TorchEngine:

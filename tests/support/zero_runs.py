@@ -9,11 +9,21 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline.model.backbone import Backbone
+from pipeline.model.vit import Encoder
 from pipeline.training.engine import Engine
 from pipeline.training.schedule import learning_rate
 from schemas.backbones import BackboneSpec
 from schemas.training import OptimSpec
-from tests.support.training import OPTIM, TINY, FakeLoader, engine_spec, keeper, model
+from tests.support.training import (
+    OPTIM,
+    TINY,
+    FakeLoader,
+    engine_spec,
+    keeper,
+    mae_engine_parts,
+    model,
+)
 
 STEPS = 20
 
@@ -30,6 +40,8 @@ class ZeroRun:
     spec: BackboneSpec = TINY
     optim: OptimSpec = OPTIM
     recompute: bool = False
+    mae: bool = False
+    """Trains a masked autoencoder, not a classifier."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +80,11 @@ def _rank(rank: int, world_size: int, folder: Path, runs: list[ZeroRun]) -> None
         loader = FakeLoader(run.spec, rank=rank, world_size=world_size, micro_batch=micro)
         zero = ZeroSpec(stage=run.stage, micro_batch=micro, accumulation=run.accumulation)
         spec = engine_spec(run.spec, run.optim, run.precision)
-        vit = model(run.spec)
-        vit.recomputes = run.recompute
-        engine = DeepSpeedEngine(vit, spec, zero)
+        trained: Backbone | Encoder = model(run.spec)
+        if run.mae:
+            trained, spec = mae_engine_parts()
+        trained.recomputes = run.recompute
+        engine = DeepSpeedEngine(trained, spec, zero)
         losses, norms = follow(engine, loader, run.checkpoints)
         weights = {name: state.weight for name, state in engine.state()}
         if rank == 0:

@@ -74,6 +74,12 @@ class Setting:
     """Of the experiment."""
     device: torch.device
 
+    @property
+    def vit(self) -> ViTSpec:
+        """The model, for an objective that only a ViT can have."""
+        assert isinstance(self.model, ViTSpec), "the spec of the stage sees to it"  # noqa: S101
+        return self.model
+
     def tensor(self, array: np.ndarray[Any, Any]) -> Tensor:
         """The array on the device."""
         return torch.from_numpy(array).to(self.device)

@@ -6,13 +6,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name everybody knows
 
 from pipeline.training.objectives.common import LabelledBatch, Setting, partners
+from schemas.objectives import SupervisedSpec
 
 
 @dataclass(frozen=True)
 class Supervised:
-    """Softmax cross-entropy on the labels."""
+    """Cross-entropy on the labels; see `SupervisedSpec`."""
 
     setting: Setting
+    spec: SupervisedSpec
     label_smoothing: float
 
     def __call__(self, model: nn.Module, batch: LabelledBatch) -> Tensor:
@@ -31,6 +33,12 @@ class Supervised:
         return keep_B * own_B + (1 - keep_B) * other_B
 
     def _losses(self, logits_BK: Tensor, label_B: Tensor) -> Tensor:
-        return F.cross_entropy(
-            logits_BK.float(), label_B, label_smoothing=self.label_smoothing, reduction="none"
-        )
+        smoothing = self.label_smoothing
+        if self.spec.loss == "softmax":
+            return F.cross_entropy(
+                logits_BK.float(), label_B, label_smoothing=smoothing, reduction="none"
+            )
+        classes = logits_BK.shape[1]
+        target_BK = F.one_hot(label_B, classes) * (1 - smoothing) + smoothing / classes
+        each_BK = F.binary_cross_entropy_with_logits(logits_BK.float(), target_BK, reduction="none")
+        return each_BK.sum(dim=1)

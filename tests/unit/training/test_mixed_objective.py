@@ -10,6 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 from pipeline.data.feed.mixing import Mix
 from pipeline.training.objectives.common import blend, partners
 from pipeline.training.objectives.supervised import Supervised
+from schemas.objectives import SupervisedSpec
 from tests.support.training import TINY, FakeBatch, FakeLoader, model, setting
 
 
@@ -38,7 +39,9 @@ def test_mixup_blends_neighbours_and_cutmix_swaps_a_rectangle() -> None:
 def test_the_loss_of_a_mixed_batch_is_that_of_soft_labels(smoothing: float) -> None:
     mix = mixed([0.75, 0.25, 0.5], [[0, 0, 0, 0]] * 3)
     plain = batch()
-    found = Supervised(setting(), smoothing)(vit := model(), replace(plain, mix=mix))
+    found = Supervised(setting(), SupervisedSpec(), smoothing)(
+        vit := model(), replace(plain, mix=mix)
+    )
     keep = torch.from_numpy(mix.keep_B)
     pixels = torch.from_numpy(plain.pixels_BHWC).float()
     blended = blend(pixels.permute(0, 3, 1, 2), keep, torch.from_numpy(mix.box_B4))
@@ -50,13 +53,13 @@ def test_the_loss_of_a_mixed_batch_is_that_of_soft_labels(smoothing: float) -> N
 
 
 def test_keeping_all_is_not_mixing() -> None:
-    objective, vit = Supervised(setting(), 0.0), model()
+    objective, vit = Supervised(setting(), SupervisedSpec(), 0.0), model()
     whole = mixed([1.0, 1.0, 1.0], [[0, 0, 0, 0]] * 3)
     torch.testing.assert_close(objective(vit, replace(batch(), mix=whole)), objective(vit, batch()))
 
 
 def test_samples_without_weight_do_not_count() -> None:
-    objective, vit = Supervised(setting(), 0.0), model()
+    objective, vit = Supervised(setting(), SupervisedSpec(), 0.0), model()
     weight = np.array([1.5, 1.5, 1.5, 1.5, 0, 0], np.float32)
     weighted = replace(batch(), places=replace(batch().places, weight=weight))
     torch.testing.assert_close(objective(vit, weighted), objective(vit, batch(4)))

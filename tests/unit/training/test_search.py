@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from pipeline.model.vit import build
 from pipeline.training.loop import Watch
-from pipeline.training.objectives.common import Setting
 from pipeline.training.objectives.supervised import Supervised
 from pipeline.training.search import Bench, Trial, choose, hold_out, run_search, trial_optim
 from schemas.errors import DataError, PausedError
+from schemas.objectives import SupervisedSpec
 from schemas.training import FinetuneSpec, OptimSpec, SearchSpec
 from tests.support.datasets import small_set
 from tests.support.models import tiny_spec
-from tests.support.training import StopAfter
+from tests.support.training import StopAfter, setting
 
 SEARCH = SearchSpec(peak_lr=(1e-3, 1e-2), steps=(2, 6), holdout_ratio=0.25, repeats=2)
 
@@ -87,7 +87,7 @@ def test_a_search_goes_on_after_a_pause_and_finds_the_same(tmp_path: Path) -> No
         search=SEARCH,
         split=small_set(tmp_path, per_class=8).split("train"),
         new_model=lambda: build(tiny_spec(num_classes=3), seed=1),
-        objective=Supervised(Setting(tiny_spec(num_classes=3), 5, torch.device("cpu")), 0.0),
+        objective=Supervised(setting(tiny_spec(num_classes=3)), SupervisedSpec(), 0.0),
         seed=5,
         device=torch.device("cpu"),
     )

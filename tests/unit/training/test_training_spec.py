@@ -92,6 +92,68 @@ def test_a_search_needs_one_shard_set() -> None:
         FinetuneSpec.parse({**BASE, **changes})
 
 
+MAE = {"type": "mae"}
+COLOURS = {"type": "masked_patch"}
+
+
+def test_a_teacher_is_an_input_and_comes_with_distillation_alone() -> None:
+    made = spec(objective={"type": "distillation"}, teacher="big")
+    assert str(made.inputs()["teacher"]) == "big"
+    for changes in ({"objective": {"type": "distillation"}}, {"teacher": "big"}):
+        with pytest.raises(ValidationError, match="teacher names the stage whose model teaches"):
+            spec(**changes)
+
+
+@pytest.mark.parametrize("objective", [MAE, COLOURS])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"augment": {"mixup_alpha": 0.2}}, "uses no labels"),
+        ({"augment": {"label_smoothing": 0.1}}, "uses no labels"),
+        ({"model": {"stem": {"blocks": []}, "width": 24}}, "a stem sees beyond the patch"),
+        ({"model": {"pool": "map"}}, "would not train the query of pool map"),
+        ({"model": {"hidden_head": True}}, "would not train hidden_head"),
+        ({"model": {"patch_dropout": 0.5}}, "hides patches itself"),
+        ({"model": {"patch_px": 8}}, "of 1 patches"),
+        (
+            {"resnet": {"type": "resnet", "variant": "R26", "image_px": 32}},
+            "hides patches of a ViT",
+        ),
+    ],
+)
+def test_hidden_patches_want_a_model_that_they_can_train(
+    objective: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
+    assert not spec(objective=objective).objective.uses_labels
+    changes = dict(changes)
+    model = changes.pop("resnet", None) or {**BASE["model"], **changes.get("model", {})}
+    with pytest.raises(ValidationError, match=message):
+        spec(objective=objective, **{**changes, "model": model})
+
+
+@pytest.mark.parametrize(
+    "model", [{"axial": True, "pool": "gap"}, {"position": "relative"}], ids=str
+)
+def test_mae_cannot_leave_patches_out_of_a_whole_grid(model: dict[str, Any]) -> None:
+    assert spec(objective=COLOURS, model={**BASE["model"], **model})
+    with pytest.raises(ValidationError, match="need the whole grid"):
+        spec(objective=MAE, model={**BASE["model"], **model})
+
+
+def test_a_decoder_has_sizes_that_divide() -> None:
+    for sizes in ({"decoder_width": 30, "decoder_heads": 3}, {"decoder_width": 64}):
+        if sizes.get("decoder_heads"):
+            with pytest.raises(ValidationError, match="must be a multiple of 4 and of"):
+                spec(objective={**MAE, **sizes})
+        else:
+            assert spec(objective={**MAE, **sizes})
+
+
+def test_fine_tuning_learns_from_labels() -> None:
+    with pytest.raises(ValidationError, match="mae"):
+        FinetuneSpec.parse({**BASE, "init": None, "objective": MAE})
+
+
 def test_weights_leave_the_input_size_and_the_regularisation_free() -> None:
     free = {"image_px": 16, "position_resize": "jax", "drop_path": 0.1, "patch_dropout": 0.5}
     made = FinetuneSpec.parse({**BASE, "init": "b", "model": free})
