@@ -13,11 +13,13 @@ from torch import Tensor
 
 from pipeline.model.building import unfilled
 from schemas.backbones import BackboneSpec
-from schemas.errors import UsageError
+from schemas.errors import SpecError, UsageError
 from schemas.spec import canonical_json
 
 OPSET = 18
 INPUT = "pixels"
+_MOST_BYTES = 2**31 - 2**24
+"""A file is one message of Protocol Buffers; some of it is the graph itself."""
 
 
 def export(
@@ -29,8 +31,15 @@ def export(
     `features` [batch, D] of a model without a head.
 
     Raises:
+        SpecError: If the weights are too many for one file.
         UsageError: If the optional libraries are not installed.
     """
+    size = sum(4 * weight.numel() for weight in weights.values())
+    if size > _MOST_BYTES:
+        raise SpecError(
+            f"an ONNX file holds at most 2 GiB, and these weights take {size / 2**30:.1f} GiB",
+            hint="--layout safetensors",
+        )
     try:
         import onnx
         import onnxscript  # noqa: F401  # what torch's exporter writes the graph with

@@ -9,10 +9,19 @@ import pytest
 import torch
 
 from pipeline.model.interchange import save
+from pipeline.model.interchange_names import parameter_shapes
 from pipeline.model.vit import build
-from schemas.model import ResNetStemSpec, ViTSpec
+from schemas.errors import SpecError
+from schemas.model import ModelSpec, ResNetStemSpec, ViTSpec
 from tests.support.foreign import noise, randomise
 from tests.support.models import tiny_spec
+
+
+def test_a_model_beyond_two_gigabytes_is_refused(tmp_path: Path) -> None:
+    spec = ModelSpec(variant="H", patch_px=14, image_px=224).to_vit(num_classes=10)
+    with pytest.raises(SpecError, match=r"at most 2 GiB, and these weights take 2.3 GiB"):
+        save(tmp_path / "vit.onnx", "onnx", spec, parameter_shapes(spec))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
