@@ -121,9 +121,8 @@ def predict(  # noqa: PLR0913  # a command has as many options as it has
     ] = "last",
     top: Annotated[int, typer.Option("--top", min=1, help="Classes to name.")] = 5,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="DIR", help="For overlays. [default: beside each image]"),
-    ] = None,
+        Path, typer.Option("--out", metavar="DIR", help="For overlays. [default: this folder]")
+    ] = Path(),
     workspace: WorkspaceOption = None,
     output: OutputOption = "text",
 ) -> None:

@@ -25,9 +25,12 @@ _TITLE_CHARS = 34
 
 
 def predict_images(  # a command has as many options as it has
-    name: ModelName, images: list[Path], *, attention: Look, top: int, out: Path | None, output: str
+    name: ModelName, images: list[Path], *, attention: Look, top: int, out: Path, output: str
 ) -> None:
-    """Show the model every image; prints classes and writes an overlay for each."""
+    """Show the model every image; prints classes and writes an overlay for each into `out`.
+
+    Never beside the images: in the folder of a corpus an overlay would be another image of it.
+    """
     folder = name.folder()
     model, saved = load_model(folder)
     _check_places(images, out)
@@ -41,7 +44,7 @@ def predict_images(  # a command has as many options as it has
         guesses = _guesses(seen, saved, top)
         overlay = None
         if seen.attention is not None:
-            overlay = (out or image.parent) / (image.name + SUFFIX)
+            overlay = out / (image.name + SUFFIX)
             _draw(overlay, seen, title=_title(image, guesses), caption=what)
         found.append(ImagePrediction(image=str(image), top=guesses, overlay=_text(overlay)))
     document = PredictDocument(
@@ -60,15 +63,13 @@ def _what(spec: BackboneSpec, attention: Look) -> str:
     return _WHAT[attention, spec.pool == "cls"]
 
 
-def _check_places(images: list[Path], out: Path | None) -> None:
+def _check_places(images: list[Path], out: Path) -> None:
     missing = [str(image) for image in images if not image.is_file()]
     if missing:
         raise UsageError(f"there is no image {', '.join(missing)}")
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-    places = [(out or image.parent) / image.name for image in images]
-    if len(set(places)) < len(places):
-        raise UsageError("two images have one name; give them to separate commands, or no --out")
+    if len({image.name for image in images}) < len(images):
+        raise UsageError("two images have one name; show them apart, each with another --out")
+    out.mkdir(parents=True, exist_ok=True)
 
 
 def _notes(saved: SavedModel) -> tuple[str, ...]:

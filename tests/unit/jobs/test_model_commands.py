@@ -265,7 +265,9 @@ def test_card_of_an_imported_model_tells_its_origin(place: Place, tmp_path: Path
     assert load(tmp_path / "v.npz").origin.files["v.npz"].sha256 in told
 
 
-def test_predict_names_classes_and_draws_attention(place: Place, tmp_path: Path) -> None:
+def test_predict_names_classes_and_draws_attention(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = place.document(
         PredictDocument,
         "predict", place.artifact, str(place.photo), "--out", str(tmp_path), *place.here,
@@ -278,11 +280,13 @@ def test_predict_names_classes_and_draws_attention(place: Place, tmp_path: Path)
     )
     assert image.overlay == str(tmp_path / "photo.png.attention.png")
     assert Path(image.overlay).read_bytes().startswith(b"\x89PNG")
-    told = place.run(
-        "predict", "run.yaml", str(place.photo), "--stage", "tuned", "--top", "2", *place.here
-    )
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    spec, photo = (str(place.root / name) for name in ("run.yaml", place.photo.name))
+    told = place.run("predict", spec, photo, "--stage", "tuned", "--top", "2", *place.here)
     assert image.top[0].class_name in told
-    assert (place.root / "photo.png.attention.png").is_file()
+    assert [it.name for it in elsewhere.iterdir()] == ["photo.png.attention.png"]
 
 
 @pytest.mark.parametrize(
