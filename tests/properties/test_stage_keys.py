@@ -14,6 +14,8 @@ from schemas.stage import StageSpec
 from tests.support.dag import CURATED, experiment, graph_of
 
 GRAPH = graph_of()
+FOREIGN = "  foreign: {kind: import, source: {layout: hf, uri: /weights}}\n"
+EVERY_KIND = CURATED.replace("  clean:", f"{FOREIGN}  clean:")
 STAGE = st.sampled_from([node.name for node in GRAPH.nodes])
 DIGEST = st.text("0123456789abcdef", min_size=64, max_size=64)
 
@@ -134,11 +136,11 @@ def test_the_split_that_is_read_is_part_of_the_key(digest: str, split: str | Non
 
 @pytest.mark.parametrize("kind", sorted(STAGE_KINDS))
 def test_a_key_holds_exactly_the_semantic_fields(kind: str) -> None:
-    curated = experiment(text=CURATED)
-    spec = next(spec for spec in curated.stages.values() if spec.kind == kind)
+    stages = experiment(text=EVERY_KIND).stages
+    spec = next(spec for spec in stages.values() if spec.kind == kind)
     tags = {name: tag_of(field) for name, field in type(spec).model_fields.items()}
     keyed = {name for name, tag in tags.items() if tag is Tag.SEMANTIC}
-    node = next(node for node in graph_of(text=CURATED).nodes if node.kind == kind)
+    node = next(node for node in graph_of(text=EVERY_KIND).nodes if node.kind == kind)
     assert set(record_of(node).fields) == keyed
 
 

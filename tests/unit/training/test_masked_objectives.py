@@ -157,8 +157,8 @@ def test_parts_and_weights_of_a_batch_add_up(kind: type[Any]) -> None:
     torch.testing.assert_close(objective(model.train(), weighted), losses[0], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "falls_to"), [("masked_patch", 0.45), ("mae", 0.75)])
-def test_a_tiny_model_learns_digits_without_labels(kind: str, falls_to: float) -> None:
+@pytest.mark.parametrize("kind", ["masked_patch", "mae"])
+def test_a_tiny_model_learns_digits_without_labels(kind: str) -> None:
     spec = tiny_spec(width=48, num_heads=4, mlp_dim=96, image_px=(8, 8), patch_px=2, num_classes=0)
     loader = FakeLoader(spec.revise(num_classes=10), samples=512, global_samples=64)
     grey = (load_digits().images[:512] * 15.9375).astype(np.uint8)
@@ -166,11 +166,16 @@ def test_a_tiny_model_learns_digits_without_labels(kind: str, falls_to: float) -
     if kind == "mae":
         objective = Autoencoding(setting(spec), SMALL.revise(decoder_width=32))
         model = build_mae(spec, objective.spec.decoder(spec), seed=1)
+        shown = objective.setting.pixels(loader.rows(np.arange(512)))
+        blind = objective.targets(shown).square().mean().item()  # of one who draws the mean
     else:
         objective, model = MaskedPatch(setting(spec), MaskedPatchSpec()), build_masked(spec, seed=1)
+        share = torch.bincount(colours(torch.from_numpy(loader.pixels), 2).flatten()) / (512 * 16)
+        blind = -torch.xlogy(share, share).sum().item()  # of one who knows how frequent each is
     optim, log = OptimSpec(peak_lr=3e-3, warmup_steps=10), Recorded()
     engine = TorchEngine(model, EngineSpec(optim, objective, "fp32", CPU, 11))
     train(engine, loader, optim=optim, total_steps=150, keeper=None, watch=Watch(metrics=log))
     losses = log.points["train/loss"]
-    first, last = losses[1], np.mean([losses[step] for step in range(141, 151)])
-    assert last < falls_to * first
+    last = np.mean([losses[step] for step in range(141, 151)])
+    assert losses[1] > blind
+    assert last < 0.9 * blind
