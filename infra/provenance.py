@@ -14,6 +14,7 @@ from pathlib import Path
 
 from infra.code_closure import code_closure
 from schemas.artifacts import Environment
+from schemas.backbones import INSTALL
 from schemas.errors import UnreachableError
 from schemas.spec import digest_of
 
@@ -110,7 +111,7 @@ def _installed(name: str) -> str:
     if version is None:
         raise UnreachableError(
             f"the library {name} is not installed, but this stage needs it",
-            hint="make setup",
+            hint=INSTALL.get(name, "make setup"),
         )
     return version
 

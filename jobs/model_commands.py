@@ -18,6 +18,7 @@ from schemas.errors import UsageError
 from schemas.interchange import Assumptions, ExportLayout, Layout
 from schemas.model import ViTSpec
 from schemas.model_documents import ExportedModel, ModelDocument
+from schemas.spec import canonical_json
 
 _GIGA = 1e9
 _CLASSES_SHOWN = 8
@@ -178,7 +179,7 @@ def _size(spec: BackboneSpec) -> str:
         return f"ResNet, units {list(spec.blocks)}, width {spec.width}"
     if isinstance(spec, TimmSpec | HFSpec):
         name = spec.name if isinstance(spec, TimmSpec) else spec.model_type
-        options = "".join(f", {option} {value}" for option, value in spec.options.items())
+        options = "".join(f", {it} {canonical_json(value)}" for it, value in spec.options.items())
         return f"{name} of {'timm' if isinstance(spec, TimmSpec) else 'transformers'}{options}"
     return f"width {spec.width}, depth {spec.depth}, {spec.num_heads} heads, MLP {spec.mlp_dim}"
 

@@ -18,12 +18,15 @@ from jobs.train_worker import (
     run_alone,
     run_in_gang,
 )
+from pipeline.model.backbone import batch_statistics
+from pipeline.model.building import unfilled
 from pipeline.model.saved import load_saved
 from pipeline.training.loop import Watch
 from pipeline.training.objectives.distilled import check_teacher
 from pipeline.training.search import Bench, run_search, trial_optim
 from schemas.backbones import BackboneSpec, ResNetSpec, TimmSpec, carried_on
 from schemas.checkpoint import MODEL_FILE, MODEL_FOLDER, SavedModel
+from schemas.errors import SpecError
 from schemas.experiment import STAGE_KINDS
 from schemas.model import ModelChange, ViTSpec
 from schemas.report import SearchReport
@@ -47,6 +50,7 @@ def run(request: StageRequest, tools: StageTools) -> StageOutput:
         VitrailError: What a training process found wrong.
     """
     plan = _plan(request, tools)
+    _check_statistics(plan)
     figures: dict[str, float] = {}
     if isinstance(plan.spec, FinetuneSpec) and plan.spec.search is not None:
         report = _search(plan, tools, plan.spec, plan.spec.search)
@@ -56,6 +60,22 @@ def run(request: StageRequest, tools: StageTools) -> StageOutput:
     tools.say(_announcement(plan))
     figures |= run_alone(plan) if plan.spec.resources.engine == "torch" else _run_gang(plan, tools)
     return StageOutput(metrics=figures, spent=(CHECKPOINTS, GANG_NOTES))
+
+
+def _check_statistics(plan: TrainPlan) -> None:
+    """What is learned must not depend on how the work is spread, which is not in the key."""
+    whole = plan.micro_batch == plan.spec.batch.global_samples
+    if whole or isinstance(plan.model, ViTSpec | ResNetSpec):
+        return
+    layers = batch_statistics(unfilled(plan.model))
+    if layers:
+        raise SpecError(
+            f"{len(layers)} layers of this model normalise by the statistics of one forward "
+            f"(BatchNorm), which sees {plan.micro_batch} of {plan.spec.batch.global_samples} "
+            "samples, so what is learned would depend on workers and micro-batches; train it with "
+            "resources.workers 1 and without resources.micro_batch, or take a model with another "
+            "kind of norm, such as type resnet"
+        )
 
 
 def _plan(request: StageRequest, tools: StageTools) -> TrainPlan:

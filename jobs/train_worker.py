@@ -229,7 +229,8 @@ def run_plan(plan: TrainPlan, engine: Engine) -> dict[str, Any]:
     if not spec.objective.uses_labels:
         weights = encoder_weights(weights)
     if engine.rank == 0:
-        save_model(plan.attempt / MODEL_FOLDER, weights, _saved(plan, data, result.steps))
+        state = weights | engine.buffers()
+        save_model(plan.attempt / MODEL_FOLDER, state, _saved(plan, data, result.steps))
     return {
         "train/loss": result.train_loss,
         "train/steps_count": float(result.steps),
@@ -238,7 +239,7 @@ def run_plan(plan: TrainPlan, engine: Engine) -> dict[str, Any]:
 
 
 def _keeper(plan: TrainPlan, data_digest: str, probe: Batch) -> CheckpointKeeper:
-    names = type(plan.spec).libraries
+    names = plan.spec.needed_libraries()
     identity = RunIdentity(
         key=plan.request.key,
         data_digest=data_digest,

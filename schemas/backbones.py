@@ -28,6 +28,13 @@ RESNETS: dict[str, tuple[int, ...]] = {
     "R152": (3, 8, 36, 3),
 }
 """Units of each stage; Kolesnikov et al. 2019 (BiT) and, for R26, Steiner et al. 2021."""
+LIBRARIES = {"timm": "timm", "hf": "transformers"}
+"""Type of a model -> the distribution that it needs."""
+INSTALL = {
+    "timm": "pip install 'vitrail[backbones]' && pip install --no-deps timm torchvision",
+    "transformers": "pip install 'vitrail[backbones]'",
+}
+"""Distribution -> how it is installed; torchvision would ask for another torch."""
 ROOT_WIDTH = 64
 """Channels of the root at width factor 1."""
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -238,6 +245,12 @@ BackboneSpec = Annotated[
     Discriminator(type_of_model),
 ]
 """A resolved model, as checkpoints and saved models carry it."""
+
+
+def libraries_of(model: AnyChange) -> tuple[str, ...]:
+    """Distributions whose version shapes a model of this type."""
+    library = LIBRARIES.get(type_of_model(model))
+    return () if library is None else (library,)
 
 
 def carried_on(change: ModelChange, start: BackboneSpec, *, num_classes: int) -> BackboneSpec:

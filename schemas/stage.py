@@ -55,6 +55,10 @@ class StageSpec(Spec):
     shows_names: ClassVar[bool] = False
     """Whether the names of the stages that it reads stand in what it makes; then they are keyed."""
 
+    def needed_libraries(self) -> tuple[str, ...]:
+        """`libraries`, and what this very spec needs besides."""
+        return self.libraries
+
     def inputs(self) -> dict[str, StageRef]:
         """Port -> the stage it reads; the ports of a list are numbered, `against[0]`."""
         found: dict[str, StageRef] = {}

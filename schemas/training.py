@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from schemas.backbones import AnyChange, AnyModel
+from schemas.backbones import AnyChange, AnyModel, libraries_of
 from schemas.model import ModelChange, ModelSpec
 from schemas.objectives import (
     AnyObjective,
@@ -316,6 +316,10 @@ class PretrainSpec(TrainingSpec):
                 raise ValueError(sentence)
         return self
 
+    def needed_libraries(self) -> tuple[str, ...]:
+        """With the library of the model, if it is a library's."""
+        return (*self.libraries, *libraries_of(self.model))
+
 
 class SearchSpec(Spec):
     """Choose learning rate and steps on a held-out part of the training labels."""
@@ -367,6 +371,10 @@ class FinetuneSpec(TrainingSpec):
                 f"with init only {', '.join(ModelChange.FREE_WITH_WEIGHTS)} may be given"
             )
         return self
+
+    def needed_libraries(self) -> tuple[str, ...]:
+        """With the library of the model, if it is a library's."""
+        return (*self.libraries, *libraries_of(self.model))
 
     def whole_model(self) -> AnyModel:
         """The model of a run from scratch."""

@@ -46,7 +46,8 @@ class Facts:
 
     def library_versions(self, node: StageNode) -> Mapping[str, str]:
         """Versions of the libraries that shape the stage's bytes."""
-        return self._once(("libraries", node.kind), lambda: self.libraries(node.spec.libraries))
+        names = node.spec.needed_libraries()
+        return self._once(("libraries", " ".join(names)), lambda: self.libraries(names))
 
     def source_fingerprint(self, node: StageNode) -> str | None:
         """What the raw source of the stage contributes to its key; None where it has none."""

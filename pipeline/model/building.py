@@ -10,7 +10,6 @@ from pipeline.model.resnet import ResNet, build_resnet
 from pipeline.model.vit import ViT
 from pipeline.model.vit import build as build_vit
 from schemas.backbones import BackboneSpec, ResNetSpec
-from schemas.errors import SpecError
 from schemas.model import ViTSpec
 
 
@@ -30,7 +29,9 @@ def build(spec: BackboneSpec, *, seed: int) -> Backbone:
         return build_vit(spec, seed=seed)
     if isinstance(spec, ResNetSpec):
         return build_resnet(spec, seed=seed)
-    raise SpecError(f"a model of type {spec.type} cannot be built by this version")
+    from pipeline.model.backbones import build_foreign
+
+    return build_foreign(spec, seed=seed)
 
 
 def unfilled(spec: BackboneSpec) -> Backbone:

@@ -1,7 +1,8 @@
 """The one form of a checkpoint on disk: tensors by name, `state.json`, `MANIFEST.json` last.
 
     step-00000100/
-        rank-0000.safetensors ...   weight/NAME, moment1/NAME, moment2/NAME, all fp32
+        rank-0000.safetensors ...   weight/NAME, moment1/NAME, moment2/NAME, all fp32;
+                                    of rank 0 also buffer/NAME: running statistics and the like
         state.json                  step, key, digests, versions, probe loss
         MANIFEST.json               size and sha256 of every other file: the commit
 
@@ -13,7 +14,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,9 +50,18 @@ def step_folder(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def write_share(folder: Path, rank: int, states: Iterable[tuple[str, ParameterState]]) -> None:
-    """Write one rank's share of the parameters, durably; an empty share makes no file."""
-    tensors = {}
+def write_share(
+    folder: Path,
+    rank: int,
+    states: Iterable[tuple[str, ParameterState]],
+    *,
+    buffers: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write one rank's share of the parameters, durably; an empty share makes no file.
+
+    `buffers` are what the model keeps beside its parameters; rank 0 gives them.
+    """
+    tensors = {f"buffer/{name}": tensor for name, tensor in (buffers or {}).items()}
     for name, state in states:
         tensors[f"weight/{name}"] = state.weight
         for index, moment in enumerate(state.moments, start=1):
@@ -74,6 +84,23 @@ def read_parameters(folder: Path) -> Iterator[tuple[str, ParameterState]]:
     for name in sorted(CheckpointManifest.model_validate_json(manifest).files):
         if name.endswith(".safetensors"):
             yield from _read_share(folder / name)
+
+
+def read_buffers(folder: Path) -> dict[str, Tensor]:
+    """What the model of a checkpoint keeps beside its parameters: rank 0's.
+
+    Raises:
+        IntegrityError: If a file of tensors cannot be read.
+    """
+    path = folder / "rank-0000.safetensors"
+    if not path.is_file():
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [key for key in file.keys() if key.startswith("buffer/")]  # noqa: SIM118
+            return {name.removeprefix("buffer/"): file.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise IntegrityError(f"checkpoint file {path} cannot be read: {error}") from error
 
 
 def _read_share(path: Path) -> Iterator[tuple[str, ParameterState]]:

@@ -9,7 +9,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pipeline.training.checkpoint import ParameterState, read_parameters, write_share
+from pipeline.model.backbone import buffers
+from pipeline.training.checkpoint import (
+    ParameterState,
+    read_buffers,
+    read_parameters,
+    write_share,
+)
 from pipeline.training.objectives.common import LabelledBatch, Objective
 from pipeline.training.optimizer import (
     build_optimizer,
@@ -54,6 +60,10 @@ class Engine(Protocol):
 
     def state(self) -> Iterator[tuple[str, ParameterState]]:
         """Every parameter in the model's order; all ranks must consume it to its end."""
+        ...
+
+    def buffers(self) -> dict[str, Tensor]:
+        """What the model keeps beside its parameters, such as running statistics, on the CPU."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -141,9 +151,13 @@ class TorchEngine:
             moments = tuple(to_cpu(kept[key]) for key in keys)
             yield name, ParameterState(to_cpu(parameter), moments)
 
+    def buffers(self) -> dict[str, Tensor]:
+        """See `Engine`."""
+        return buffers_of(self.model)
+
     def save(self, folder: Path) -> None:
         """See `Engine`."""
-        write_share(folder, self.rank, self.state())
+        write_share(folder, self.rank, self.state(), buffers=self.buffers())
 
     def load(self, folder: Path, step: int) -> None:
         """See `Engine`."""
@@ -193,10 +207,10 @@ def autocast(spec: EngineSpec) -> torch.autocast:
 
 
 def load_weights(model: torch.nn.Module, folder: Path) -> dict[str, tuple[Tensor, ...]]:
-    """Copy the weights of a checkpoint into a bare model; returns the moments by name.
+    """Copy the weights and buffers of a checkpoint into a bare model; returns the moments by name.
 
     Raises:
-        IntegrityError: If the checkpoint's parameters are not those of the model.
+        IntegrityError: If the checkpoint's parameters or buffers are not those of the model.
     """
     own = dict(model.named_parameters())
     moments = {}
@@ -206,10 +220,21 @@ def load_weights(model: torch.nn.Module, folder: Path) -> dict[str, tuple[Tensor
                 raise IntegrityError(f"checkpoint {folder} has {name}, which the model has not")
             own[name].copy_(state.weight)
             moments[name] = state.moments
-    missing = sorted(own.keys() - moments.keys())
+    kept, found = buffers(model), read_buffers(folder)
+    missing = sorted({*own, *kept} - {*moments, *found})
     if missing:
         raise IntegrityError(f"checkpoint {folder} lacks {', '.join(missing)}")
+    for name, tensor in kept.items():
+        tensor.copy_(found[name])
     return moments
+
+
+def buffers_of(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Independent copies of a model's buffers on the CPU, each of its own kind of numbers."""
+    return {
+        name: tensor.detach().to("cpu", copy=True).contiguous()
+        for name, tensor in buffers(model).items()
+    }
 
 
 def to_cpu(tensor: Tensor) -> Tensor:

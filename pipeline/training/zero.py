@@ -21,6 +21,7 @@ from torch import distributed as dist
 from pipeline.training.checkpoint import ParameterState, write_share
 from pipeline.training.engine import (
     EngineSpec,
+    buffers_of,
     clip_gradients,
     load_weights,
     seed_dropout,
@@ -186,11 +187,15 @@ class DeepSpeedEngine:
             return to_cpu(safe_get_full_fp32_param(parameter))
         return to_cpu(safe_get_full_optimizer_state(parameter, key))
 
+    def buffers(self) -> dict[str, Tensor]:
+        """See `Engine`; those of this rank."""
+        return buffers_of(self.model)
+
     def save(self, folder: Path) -> None:
         """See `Engine`."""
         numbered = enumerate(self.state())
         own = [named for i, named in numbered if i % self.world_size == self.rank]
-        write_share(folder, self.rank, own)
+        write_share(folder, self.rank, own, buffers=None if self.rank else self.buffers())
         dist.barrier()
 
     def load(self, folder: Path, step: int) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,13 +13,17 @@ from typer.testing import CliRunner
 
 from jobs import evaluate, train
 from jobs.cli import app
+from jobs.stage import StageOutput, StageTools
 from pipeline.data.images.codec import encode
+from pipeline.data.shards.shard_set import ShardSet
+from pipeline.evaluation.classify import classify
 from pipeline.model.saved import load_model
-from schemas.errors import SpecError
+from schemas.errors import PausedError, SpecError
 from schemas.evaluation import EvaluateSpec
 from schemas.manifest import DATASET_FOLDER
-from schemas.runs import InputArtifact
+from schemas.runs import InputArtifact, StageRequest
 from schemas.training import FinetuneSpec, PretrainSpec
+from tests.support import foreign
 from tests.support.datasets import small_set
 from tests.support.stages import StageRun, run_stage
 
@@ -145,6 +150,103 @@ def test_a_resnet_names_what_is_on_an_image_and_draws_no_attention(
     assert len(document["images"][0]["top"]) == 3
     assert document["images"][0]["overlay"] is None
     assert document["notes"] == ["a model of type resnet has no attention that could be drawn"]
+
+
+FOREIGN = {
+    "timm": {
+        "type": "timm",
+        "name": "swin_tiny_patch4_window7_224",
+        "image_px": 16,
+        "drop_path": 0.2,
+        "options": {"embed_dim": 12, "depths": [1, 1], "num_heads": [1, 2], "window_size": 2},
+    },
+    "batch_norm": {"type": "timm", "name": "resnet10t", "image_px": 16},
+    "hf": {
+        "type": "hf",
+        "model_type": "convnext",
+        "image_px": 16,
+        "options": {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2},
+    },
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_librarys_model_is_trained_carried_on_and_measured(
+    name: str, corpus: InputArtifact, tmp_path: Path
+) -> None:
+    foreign.timm()
+    start = pretrain(tmp_path / "start", corpus, FOREIGN[name])
+    assert sum(" of timm" in line or " of transformers" in line for line in start.said) == 1
+    tuned = finetune(tmp_path / "tuned", corpus, start)
+    weights = load_file(tuned.path / "model" / "model.safetensors")
+    assert weights["head.weight"].any()
+    assert any("running_mean" in key for key in weights) is (name == "batch_norm")
+    measured = run_stage(
+        evaluate.run,
+        EvaluateSpec.parse({"data": "corpus@train", "model": "tuned"}),
+        tmp_path / "accuracy",
+        inputs={"data": corpus, "model": tuned.at(None)},
+    )
+    model, saved = load_model(tuned.path / "model")
+    assert measured.output.metrics["train/images_count"] == 24
+    predicted = pa.ipc.open_file(measured.path / "predictions.arrow").read_all()
+    split = ShardSet.open(Path(corpus.path) / DATASET_FOLDER).split("train")
+    again = classify(model, split, batch_samples=64, threads=1)
+    assert predicted["logits"].to_pylist() == again.logits.tolist()
+    assert saved.spec.type == FOREIGN[name]["type"]
+
+
+@pytest.mark.parametrize("name", ["timm", "batch_norm"])
+def test_an_interrupted_training_of_a_librarys_model_makes_the_same_bytes(
+    name: str, corpus: InputArtifact, tmp_path: Path
+) -> None:
+    foreign.timm()
+    whole = pretrain(tmp_path / "whole", corpus, FOREIGN[name])
+    spec = PretrainSpec.parse({**COMMON, "model": FOREIGN[name]})
+
+    def stopped_and_resumed(request: StageRequest, tools: StageTools) -> StageOutput:
+        pause = tmp_path / "pause"
+        pause.touch()
+        with pytest.raises(PausedError):
+            train.run(request.revise(pause_path=str(pause)), tools)
+        pause.unlink()
+        return train.run(request, tools)
+
+    again = run_stage(
+        stopped_and_resumed, spec, tmp_path / "again", inputs={"data": corpus}, seed=3
+    )
+    files = [run.path / "model" / "model.safetensors" for run in (whole, again)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_running_statistics_of_one_batch_are_not_learned_from_parts_of_it(
+    corpus: InputArtifact, tmp_path: Path
+) -> None:
+    foreign.timm()
+    resources = {"engine": "torch", "micro_batch": 6}
+    for name, is_refused in (("batch_norm", True), ("timm", False)):
+        model = {"model": FOREIGN[name]}
+        spec = PretrainSpec.parse({**COMMON, **model, "resources": resources})
+        folder, inputs = tmp_path / name, {"data": corpus}
+        if not is_refused:
+            run_stage(train.run, spec, folder, inputs=inputs, seed=3)
+            continue
+        with pytest.raises(SpecError, match=r"resources.workers 1 and without resources.micro_b"):
+            run_stage(train.run, spec, folder, inputs=inputs, seed=3)
+
+
+def test_parameters_of_a_librarys_model_are_counted_by_the_library(
+    corpus: InputArtifact, tmp_path: Path
+) -> None:
+    foreign.timm()
+    start = pretrain(tmp_path / "start", corpus, FOREIGN["hf"])
+    folder = str(start.path / "model")
+    document = json.loads(printed("model", "info", folder, "--output", "json"))
+    assert document["parameters"] == start.output.metrics["model/parameters_count"]
+    assert document["flops"] is None
+    text = printed("model", "info", folder)
+    assert "convnext of transformers, depths [1,1], hidden_sizes [8,16]" in " ".join(text.split())
+    assert "not known" in text
 
 
 def printed(*words: str) -> str:
