@@ -5,6 +5,7 @@ from typer.main import get_command
 
 from jobs.cli import app
 from jobs.recipes import describe, find_spec, recipe_files
+from pipeline.cost import model_parameters
 from pipeline.dag.experiment_file import load_experiment
 from pipeline.dag.graph import expand
 from schemas.errors import UsageError
@@ -26,6 +27,17 @@ def test_the_study_has_five_trials_and_scratch_may_train_as_long_as_both() -> No
     assert names.count("report") == 1
     upstream, transfer, scratch = (study.stages[it] for it in ("pretrain", "transfer", "scratch"))
     assert max(scratch.search.steps) == upstream.duration.steps + max(transfer.search.steps)
+
+
+def test_the_models_of_backbones_differ_and_nothing_else_does() -> None:
+    stages = load_experiment(find_spec("backbones")).stages
+    vit, hybrid, resnet = (stages[name] for name in ("vit", "hybrid", "resnet"))
+    assert [it.model.type for it in (vit, hybrid, resnet)] == ["vit", "vit", "resnet"]
+    assert vit.model.stem is None
+    assert hybrid.model.stem is not None
+    assert vit == hybrid.revise(model=vit.model) == resnet.revise(model=vit.model)
+    counts = [model_parameters(it.model.resolved(num_classes=5)) for it in (vit, hybrid, resnet)]
+    assert max(counts) < 1.25 * min(counts)
 
 
 def test_the_downstream_of_photos_follows_the_corpus() -> None:
