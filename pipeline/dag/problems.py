@@ -70,7 +70,9 @@ def _data_path(details: ErrorDetails, data: Any) -> Path:
 
 def _is_tag(data: Any, segment: str | int) -> bool:
     tag = _tag(data)
-    return segment == (DEFAULT_TYPE if isinstance(data, dict) and tag is None else tag)
+    if isinstance(data, dict) and tag is None:
+        return segment == DEFAULT_TYPE and segment not in data  # a stage may bear that name
+    return segment == tag
 
 
 def _tag(data: Any) -> Any:

@@ -143,6 +143,14 @@ def test_an_unknown_field_is_told_with_the_nearest_word_and_its_line() -> None:
     assert f"where: run.yaml:{line}, stages.pretrain.optim.wieght_decay" in said
 
 
+def test_a_stage_may_be_called_as_the_default_type_of_model_is() -> None:
+    text = TEXT.replace("kind: pretrain", "kind: PRETRAIN").replace("pretrain", "vit")
+    text = text.replace("PRETRAIN", "pretrain")
+    said = problem("vit.model.varaint=S", text=text)
+    assert "unknown field 'varaint' (did you mean 'variant'?); allowed are" in said
+    assert "where: --set vit.model.varaint" in said
+
+
 def test_a_wrong_type_is_told_with_what_is_allowed() -> None:
     text = swapped("image_px: 8}", "image_px: no}")
     assert problem(text=text).splitlines() == [
