@@ -4,15 +4,17 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from schemas.backbones import LIBRARIES
 from schemas.model import RGB, Gelu, Pool, PositionResize, Spread
 from schemas.sources import Uri
 from schemas.spec import Execution, Semantic, Spec
 from schemas.stage import StageSpec
 
-ForeignLayout = Literal["google", "timm", "hf"]
-"""Layouts that can be read: the ViT authors' `.npz`, timm state dicts, Hugging Face folders."""
-Layout = Literal["google", "timm", "hf", "safetensors"]
-"""Layouts that can be read and written; `safetensors` is one file with our own names."""
+ForeignLayout = Literal["google", "timm", "hf", "timm_backbone", "hf_backbone"]
+"""Layouts that can be read: the ViT authors' `.npz`, timm state dicts, Hugging Face folders; and
+folders of both whose model is no ViT of ours, but one of type `timm` or `hf`."""
+Layout = Literal["google", "timm", "hf", "timm_backbone", "hf_backbone", "safetensors"]
+"""Layouts of models that are read; `safetensors` is one file with our own names."""
 ExportLayout = Literal["google", "timm", "hf", "safetensors", "onnx"]
 
 
@@ -64,3 +66,9 @@ class ImportSpec(StageSpec):
 
     revision: ClassVar[int] = 1
     libraries: ClassVar[tuple[str, ...]] = ("numpy", "safetensors", "torch")
+
+    def needed_libraries(self) -> tuple[str, ...]:
+        """With the library that builds the model, for the layouts that ask for it."""
+        library = LIBRARIES.get(self.source.layout.removesuffix("_backbone"))
+        is_needed = library is not None and self.source.layout.endswith("_backbone")
+        return (*self.libraries, str(library)) if is_needed else self.libraries

@@ -33,7 +33,7 @@ _OURS_OF_TIMM = {
     **dict.fromkeys(("checkpoint_path", "cache_dir"), "init"),
 }
 """Settings of timm that are not options, and what says them here."""
-_OURS_OF_HF = {
+OURS_OF_HF = {
     "num_labels": "the data",
     "id2label": "the data",
     "label2id": "the data",
@@ -83,7 +83,7 @@ class ForeignBackbone(Backbone):
         self.eval()
         black = torch.zeros(1, 3, *self.spec.image_px)
         with torch.no_grad():
-            features = _asked(self.spec, lambda: self.forward_features(black))
+            features = stated(self.spec, lambda: self.forward_features(black))
         if features.ndim != 2:
             raise SpecError(
                 f"{in_words(self.spec)} gives features of shape {list(features.shape)}, not one "
@@ -123,7 +123,7 @@ class TimmBackbone(ForeignBackbone):
 
     def __init__(self, spec: TimmSpec) -> None:
         """The library's initial weights."""
-        super().__init__(spec, _asked(spec, lambda: _timm_body(spec)))
+        super().__init__(spec, stated(spec, lambda: timm_model(spec, num_classes=0)))
 
     def _pooled(self, pixels_BCHW: Tensor) -> Tensor:
         features_BD: Tensor = self.body(pixels_BCHW)
@@ -158,7 +158,7 @@ class HFBackbone(ForeignBackbone):
         """The library's initial weights."""
         library = transformers()
         config = hf_config(spec)
-        super().__init__(spec, _asked(spec, lambda: library.AutoModel.from_config(config)))
+        super().__init__(spec, stated(spec, lambda: library.AutoModel.from_config(config)))
 
     def _pooled(self, pixels_BCHW: Tensor) -> Tensor:
         """What the library pools; the mean over cells or tokens where it pools nothing."""
@@ -257,8 +257,8 @@ def _mend_torchvision() -> None:
                 torch.library.define(f"torchvision::{operator}", _BOXES)
 
 
-def _timm_body(spec: TimmSpec) -> nn.Module:
-    """Without a head, and told the input size where the library fixes it."""
+def timm_model(spec: TimmSpec, *, num_classes: int) -> nn.Module:
+    """The library's own with that many classes; told the input size where the library fixes it."""
     library = timm()
     if not library.is_model(spec.name):
         raise SpecError(
@@ -270,7 +270,8 @@ def _timm_body(spec: TimmSpec) -> nn.Module:
     if said is not None and said.fixed_input_size:
         given["img_size"] = spec.image_px
     rate = {"drop_path_rate": spec.drop_path}  # said even if 0: some models have another default
-    make = partial(library.create_model, spec.name, pretrained=False, num_classes=0, **given)
+    given |= {"pretrained": False, "num_classes": num_classes}
+    make = partial(library.create_model, spec.name, **given)
     try:
         body: nn.Module = make(**rate)
     except TypeError as error:
@@ -295,7 +296,7 @@ def hf_config(spec: HFSpec) -> Any:
         )
     kind = library.CONFIG_MAPPING[spec.model_type]
     fields = set(kind().to_dict())
-    _check_options(spec, _OURS_OF_HF, fields)
+    _check_options(spec, OURS_OF_HF, fields)
     given = {name: _listed(value) for name, value in spec.options.items()}
     if "drop_path_rate" in fields:
         given["drop_path_rate"] = spec.drop_path
@@ -304,7 +305,7 @@ def hf_config(spec: HFSpec) -> Any:
     if "image_size" in fields:
         height, width = spec.image_px
         given["image_size"] = height if height == width else [height, width]
-    return _asked(spec, lambda: kind(**given))
+    return stated(spec, lambda: kind(**given))
 
 
 def _kinds_of_images() -> list[str]:
@@ -351,7 +352,7 @@ def _recomputation(spec: TimmSpec | HFSpec) -> Iterator[None]:
         ) from error
 
 
-def _asked(spec: TimmSpec | HFSpec, call: Callable[[], T]) -> T:
+def stated(spec: TimmSpec | HFSpec, call: Callable[[], T]) -> T:
     """What the library answers; what it raises, as a sentence."""
     try:
         return call()

@@ -139,6 +139,36 @@ def _load_hf(path: Path, assume: Assumptions) -> Loaded:
     return _loaded("hf", files + beside, read, tensors, wrapper)
 
 
+def _load_hf_backbone(path: Path, assume: Assumptions) -> Loaded:
+    from pipeline.model.interchange_backbones import read_hf
+
+    config, preprocessor = _said(path), path / interchange_hf.PREPROCESSOR
+    shown = read_json(preprocessor) if preprocessor.is_file() else None
+    read = read_hf(path, config, shown, assume)
+    beside = [path / CONFIG] + [preprocessor] * (shown is not None)
+    return _loaded("hf_backbone", weight_files(path) + beside, read, _floats(read.weights))
+
+
+def _load_timm_backbone(path: Path, assume: Assumptions) -> Loaded:
+    from pipeline.model.interchange_backbones import read_timm
+
+    config, files = _said(path), weight_files(path)
+    tensors, wrapper = _tensors(files)
+    read = read_timm(tensors, config, assume)
+    return _loaded("timm_backbone", [*files, path / CONFIG], read, _floats(tensors), wrapper)
+
+
+def _floats(tensors: Tensors) -> Tensors:
+    """Without counters, which stay whole numbers."""
+    return {name: it for name, it in tensors.items() if it.is_floating_point()}
+
+
+def _said(path: Path) -> dict[str, Any]:
+    if not (path / CONFIG).is_file():
+        raise UsageError(f"a model of a library is a folder with {CONFIG}, which {path} is not")
+    return read_json(path / CONFIG)
+
+
 def _load_own(path: Path, assume: Assumptions) -> Loaded:
     if assume.given():
         raise UsageError("a file of ours says everything; there is nothing to assume about it")
@@ -165,6 +195,8 @@ _READERS = {
     "google": _load_google,
     "timm": _load_timm,
     "hf": _load_hf,
+    "timm_backbone": _load_timm_backbone,
+    "hf_backbone": _load_hf_backbone,
     "safetensors": _load_own,
 }
 
