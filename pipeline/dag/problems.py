@@ -72,7 +72,7 @@ def _is_tag(data: Any, segment: str | int) -> bool:
     tag = _tag(data)
     if isinstance(data, dict) and tag is None:
         return segment == DEFAULT_TYPE and segment not in data  # a stage may bear that name
-    return segment == tag
+    return bool(segment == tag)
 
 
 def _tag(data: Any) -> Any:
