@@ -7,6 +7,8 @@ import torch
 
 from pipeline.model.vit import KEY_BIAS
 from pipeline.training.engine import EngineSpec, TorchEngine
+from schemas.backbones import TimmModel
+from tests.support import foreign
 from tests.support.training import (
     DROPOUT,
     NOISY,
@@ -137,3 +139,19 @@ def furthest_weight(found: Outcome, expected: Outcome) -> float:
         for name, weight in expected.weights.items()
         if not name.endswith(KEY_BIAS)
     )
+
+
+def test_running_statistics_go_through_checkpoints_of_any_stage(tmp_path: Path) -> None:
+    foreign.timm()
+    options = {"channels": [8, 8, 16, 16], "stem_width": 8}
+    fields = {"name": "resnet10t", "image_px": 64, "options": options}
+    spec = TimmModel.parse(fields).resolved(num_classes=5)
+    saved = {"spec": spec, "optim": STEADY, "checkpoints": str(tmp_path / "checkpoints")}
+    run_world(tmp_path / "world", 1, [ZeroRun("first", 2, **saved), ZeroRun("resumed", 3, **saved)])
+    undisturbed, resumed = (TorchEngine(model(spec), engine_spec(spec, STEADY)) for _ in range(2))
+    follow(undisturbed, FakeLoader(spec), None)
+    follow(resumed, FakeLoader(spec), saved["checkpoints"])
+    found = resumed.buffers()
+    assert any("running_mean" in name for name in found)
+    for name, tensor in undisturbed.buffers().items():
+        torch.testing.assert_close(found[name], tensor, rtol=TOLERANCE, atol=TOLERANCE)

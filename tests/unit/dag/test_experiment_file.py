@@ -151,6 +151,22 @@ def test_a_stage_may_be_called_as_the_default_type_of_model_is() -> None:
     assert "where: --set vit.model.varaint" in said
 
 
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        ("{type: resnt, image_px: 32}", "'resnt' was given as type (did you mean 'resnet'?)"),
+        ("{type: resnet, image_px: 32}", "give either variant (R26, R50, R101, R152) or blocks"),
+        ("{type: timm, nam: x, image_px: 32}", "unknown field 'nam' (did you mean 'name'?)"),
+        ("{type: hf, model_type: a/b, image_px: 32}", "nothing is downloaded"),
+        ("{variant: Ti, patch_px: 4, image_px: 32, name: x}", "unknown field 'name'"),
+    ],
+)
+def test_a_model_of_any_type_is_refused_by_the_fields_of_its_type(
+    model: str, sentence: str
+) -> None:
+    assert sentence in problem(f"pretrain.model={model}")
+
+
 def test_a_wrong_type_is_told_with_what_is_allowed() -> None:
     text = swapped("image_px: 8}", "image_px: no}")
     assert problem(text=text).splitlines() == [

@@ -1,3 +1,4 @@
+import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,18 @@ def test_a_library_that_is_missing_is_named(copy: Path) -> None:
     assert list(found.library_versions(["numpy", "pillow"])) == ["numpy", "pillow"]
     with pytest.raises(UnreachableError, match="not-installed-here is not installed"):
         found.library_versions(["not-installed-here"])
+
+
+def test_a_library_of_models_that_is_missing_is_named_with_how_to_install_it(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    with pytest.raises(UnreachableError, match="timm is not installed") as refused:
+        provenance(copy).library_versions(["timm"])
+    assert "pip install --no-deps timm torchvision" in str(refused.value)
 
 
 def test_store_runs_and_provenance_do_without_mlflow(checkout: Path) -> None:

@@ -5,7 +5,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from schemas.backbones import HFModel, ResNetModel, TimmModel
+from schemas.checkpoint import SavedModel
 from schemas.model import VARIANTS, ModelChange, ModelSpec, ResNetStemSpec
+from schemas.training import FinetuneSpec, PretrainSpec
 from tests.support.models import tiny_spec
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -60,3 +63,44 @@ def test_a_change_keeps_the_rest_and_drops_the_hidden_layer() -> None:
     changed = change.applied_to(start, num_classes=7)
     expected = {"image_px": (16, 16), "drop_path": 0.2, "num_classes": 7, "hidden_head": False}
     assert changed == start.revise(**expected)
+
+
+@pytest.mark.parametrize(
+    ("model", "libraries"),
+    [
+        ({"variant": "Ti", "patch_px": 16, "image_px": 32}, ()),
+        ({"type": "resnet", "variant": "R26", "image_px": 32}, ()),
+        ({"type": "timm", "name": "resnet10t", "image_px": 32}, ("timm",)),
+        ({"type": "hf", "model_type": "convnext", "image_px": 32}, ("transformers",)),
+    ],
+)
+def test_the_library_of_a_model_is_in_the_key_of_what_builds_it(
+    model: dict[str, object], libraries: tuple[str, ...]
+) -> None:
+    common = {"data": "d", "model": model, "optim": {"peak_lr": 1e-3}}
+    common |= {"batch": {"global_samples": 4}, "duration": {"steps": 2}}
+    for spec in (PretrainSpec.parse(common), FinetuneSpec.parse({**common, "init": None})):
+        assert spec.needed_libraries() == (*spec.libraries, *libraries)
+    carried = FinetuneSpec.parse({**common, "model": {"image_px": 64}, "init": "x"})
+    assert carried.needed_libraries() == carried.libraries
+
+
+def test_a_saved_model_without_a_type_is_a_vit() -> None:
+    vit = ModelSpec.parse({"variant": "Ti", "patch_px": 16, "image_px": 32}).to_vit(num_classes=2)
+    document = SavedModel(spec=vit, class_names=("a", "b"), trained_steps=1).dump()
+    del document["spec"]["type"]
+    assert SavedModel.parse(document).spec == vit
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ResNetModel(variant="R50", image_px=32),
+        TimmModel(name="x", image_px=(32, 64), options={"depths": (1, 2), "a": ((1,), (2.5,))}),
+        HFModel(model_type="x", image_px=32, drop_path=0.1),
+    ],
+)
+def test_every_type_survives_a_round_trip(model: ResNetModel | TimmModel | HFModel) -> None:
+    saved = SavedModel(spec=model.resolved(num_classes=2), class_names=("a", "b"), trained_steps=1)
+    assert SavedModel.parse(saved.dump()) == saved
+    assert type(model).parse(model.dump()) == model
