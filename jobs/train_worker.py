@@ -41,7 +41,7 @@ from schemas.spec import digest_of
 from schemas.training import FinetuneSpec, PretrainSpec
 
 CHECKPOINTS = "checkpoints"
-PROBE_SAMPLES = 16
+PROBE_SAMPLES = 4
 HEAD_BIASES = ("head.bias", "distillation_head.bias")
 
 

@@ -175,6 +175,9 @@ class CheckpointSpec(Spec):
 
     every_steps: Execution[int] = Field(default=500, ge=1)
     keep_last: Execution[int] = Field(default=2, ge=1)
+    """How many of the newest are kept while the stage runs."""
+    keep_every_steps: Execution[int | None] = Field(default=None, ge=1)
+    """Those at whole multiples of this step are kept too."""
 
 
 class TrainingSpec(StageSpec):

@@ -6,7 +6,9 @@
         state.json                  step, key, digests, versions, probe loss
         MANIFEST.json               size and sha256 of every other file: the commit
 
-Nothing in it depends on the world size or the ZeRO stage that wrote it.
+Nothing in it depends on the world size or the ZeRO stage that wrote it. While it is written, every
+rank leaves `rank-0000.written` beside its file, with size and sha256: so the rank that commits
+knows when all are there, and reads nothing again.
 """
 
 import errno
@@ -14,7 +16,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +34,10 @@ from schemas.checkpoint import (
 )
 from schemas.errors import DiskFullError, IntegrityError
 from schemas.spec import canonical_json
+from schemas.training import CheckpointSpec
 
 _NAME = re.compile(r"^step-(\d{8})$")
+_SHARE, _MARK = ".safetensors", ".written"
 
 
 @dataclass(frozen=True)
@@ -50,28 +54,44 @@ def step_folder(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def write_share(
-    folder: Path,
-    rank: int,
-    states: Iterable[tuple[str, ParameterState]],
-    *,
-    buffers: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Write one rank's share of the parameters, durably; an empty share makes no file.
-
-    `buffers` are what the model keeps beside its parameters; rank 0 gives them.
-    """
+def named_tensors(
+    states: Iterable[tuple[str, ParameterState]], *, buffers: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Parameters and buffers under the names that they have in a file."""
     tensors = {f"buffer/{name}": tensor for name, tensor in (buffers or {}).items()}
     for name, state in states:
         tensors[f"weight/{name}"] = state.weight
         for index, moment in enumerate(state.moments, start=1):
             tensors[f"moment{index}/{name}"] = moment
-    if not tensors:
-        return
-    path = folder / f"rank-{rank:04d}.safetensors"
+    return tensors
+
+
+def write_share(folder: Path, rank: int, tensors: dict[str, Tensor]) -> None:
+    """Write one rank's share, durably, and the mark that it is there; an empty one makes no file.
+
+    Args:
+        folder: A working folder, as `begin` makes it.
+        rank: Of this process.
+        tensors: As `named_tensors` names them.
+    """
+    path = folder / f"rank-{rank:04d}{_SHARE}"
+    described: dict[str, CheckpointFile] = {}
     with _full_disk_is_a_sentence(folder):
-        save_file(tensors, path)
-        _fsync(path)
+        if tensors:
+            save_file(tensors, path)
+            _fsync(path)
+            described[path.name] = _describe(path)
+        mark = path.with_suffix(_MARK)
+        text = canonical_json(CheckpointManifest(files=described).dump())
+        # Renamed into place: whoever sees the mark sees all of it.
+        draft = mark.with_suffix(".draft")
+        draft.write_text(text)
+        draft.rename(mark)
+
+
+def all_written(folder: Path, world_size: int) -> bool:
+    """Whether every rank of a world has written its share."""
+    return sum(path.suffix == _MARK for path in folder.iterdir()) == world_size
 
 
 def read_parameters(folder: Path) -> Iterator[tuple[str, ParameterState]]:
@@ -82,7 +102,7 @@ def read_parameters(folder: Path) -> Iterator[tuple[str, ParameterState]]:
     """
     manifest = (folder / CHECKPOINT_MANIFEST).read_text()
     for name in sorted(CheckpointManifest.model_validate_json(manifest).files):
-        if name.endswith(".safetensors"):
+        if name.endswith(_SHARE):
             yield from _read_share(folder / name)
 
 
@@ -116,9 +136,10 @@ def _read_share(path: Path) -> Iterator[tuple[str, ParameterState]]:
 
 
 def begin(root: Path, step: int) -> Path:
-    """A private folder for the checkpoint of `step`; remains of an earlier try are removed."""
+    """A private folder for the checkpoint of `step`; remains of earlier tries are removed."""
     working = working_folder(root, step)
-    shutil.rmtree(working, ignore_errors=True)
+    for remains in root.glob(".writing-*"):
+        shutil.rmtree(remains, ignore_errors=True)
     with _full_disk_is_a_sentence(root):
         working.mkdir(parents=True)
     return working
@@ -136,8 +157,12 @@ def commit(root: Path, state: CheckpointState) -> Path:
     """
     working, final = working_folder(root, state.step), root / step_folder(state.step)
     with _full_disk_is_a_sentence(root):
+        files: dict[str, CheckpointFile] = {}
+        for mark in sorted(working.glob(f"*{_MARK}")):
+            files |= CheckpointManifest.model_validate_json(mark.read_text()).files
+            mark.unlink()
         _write(working / CHECKPOINT_STATE, canonical_json(state.dump()))
-        files = {path.name: _describe(path) for path in sorted(working.iterdir())}
+        files[CHECKPOINT_STATE] = _describe(working / CHECKPOINT_STATE)
         manifest = CheckpointManifest(files=files)
         _write(working / CHECKPOINT_MANIFEST, canonical_json(manifest.dump()))
         _fsync(working)
@@ -197,10 +222,19 @@ def damage(folder: Path) -> str | None:
     return None if CHECKPOINT_STATE in manifest.files else f"{CHECKPOINT_STATE} is not listed"
 
 
-def prune(root: Path, keep_last: int) -> None:
-    """Remove all but the newest `keep_last` checkpoints."""
-    for folder in sorted(_checkpoints(root))[:-keep_last]:
-        shutil.rmtree(folder, ignore_errors=True)
+def prune(root: Path, when: CheckpointSpec, *, kept: Container[int] = ()) -> None:
+    """Remove all but what `when` keeps: the newest, and those at whole multiples of a step.
+
+    Args:
+        root: Folder of all checkpoints of one stage key.
+        when: What to keep.
+        kept: Steps that are kept besides.
+    """
+    for folder in sorted(_checkpoints(root))[: -when.keep_last]:
+        step = int(folder.name.removeprefix("step-"))
+        every = when.keep_every_steps
+        if step not in kept and (every is None or step % every):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _checkpoints(root: Path) -> list[Path]:

@@ -12,9 +12,9 @@ from torch import Tensor
 from pipeline.model.backbone import buffers
 from pipeline.training.checkpoint import (
     ParameterState,
+    named_tensors,
     read_buffers,
     read_parameters,
-    write_share,
 )
 from pipeline.training.objectives.common import LabelledBatch, Objective
 from pipeline.training.optimizer import (
@@ -66,8 +66,12 @@ class Engine(Protocol):
         """What the model keeps beside its parameters, such as running statistics, on the CPU."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's share of `state` into `folder`; returns when all ranks have written."""
+    def share(self) -> dict[str, Tensor]:
+        """Copies on the CPU of this rank's share of the whole state; all ranks call it.
+
+        Named as in a checkpoint. The ranks share the parameters out one by one, and rank 0 has the
+        buffers; together they are everything, once.
+        """
         ...
 
     def load(self, folder: Path, step: int) -> None:
@@ -155,9 +159,9 @@ class TorchEngine:
         """See `Engine`."""
         return buffers_of(self.model)
 
-    def save(self, folder: Path) -> None:
+    def share(self) -> dict[str, Tensor]:
         """See `Engine`."""
-        write_share(folder, self.rank, self.state(), buffers=self.buffers())
+        return named_tensors(self.state(), buffers=self.buffers())
 
     def load(self, folder: Path, step: int) -> None:
         """See `Engine`."""

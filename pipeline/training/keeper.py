@@ -7,6 +7,7 @@ from pathlib import Path
 from pipeline.training import checkpoint
 from pipeline.training.engine import Engine
 from pipeline.training.objectives.common import LabelledBatch
+from pipeline.training.writing import ShareWriter
 from schemas.backbones import BackboneSpec
 from schemas.checkpoint import CHECKPOINT_STATE, CheckpointState
 from schemas.errors import IntegrityError
@@ -62,6 +63,7 @@ class CheckpointKeeper:
         self._when = when
         self._probe = probe
         self._say = say
+        self._writer: ShareWriter | None = None
 
     def is_due(self, step: int) -> bool:
         """Whether a checkpoint belongs after `step` steps, apart from the last."""
@@ -85,25 +87,39 @@ class CheckpointKeeper:
             self._say(f"goes on from step {step}, written by {state.engine} x{state.world_size}")
         return Resumed(step, state.train_loss)
 
-    def save(self, engine: Engine, step: int, train_loss: float) -> None:
-        """Write the checkpoint after `step` steps; all ranks call it and leave it together."""
+    def save(self, engine: Engine, step: int, train_loss: float, *, waits: bool) -> None:
+        """Copy the state after `step` steps and begin to write it; all ranks call it.
+
+        Training may go on at once. It waits here where the checkpoint before is not written yet, so
+        that at most one more copy of the state is held; and, with `waits`, for the commit.
+        """
+        writer = self._writer_of(engine)
+        writer.wait()
         probe_loss = engine.loss(self._probe)
+        tensors = engine.share()
         if engine.rank == 0:
             checkpoint.begin(self._root, step)
         engine.highest(0)  # nobody writes before the folder is there
-        engine.save(checkpoint.working_folder(self._root, step))
-        if engine.rank == 0:
-            state = CheckpointState(
-                step=step,
-                **self._identity.__dict__,
-                world_size=engine.world_size,
-                engine=engine.name,
-                train_loss=train_loss,
-                probe_loss=probe_loss,
-            )
-            checkpoint.commit(self._root, state)
-            checkpoint.prune(self._root, self._when.keep_last)
-        engine.highest(0)  # nobody goes on before it is committed
+        state = CheckpointState(
+            step=step,
+            **self._identity.__dict__,
+            world_size=engine.world_size,
+            engine=engine.name,
+            train_loss=train_loss,
+            probe_loss=probe_loss,
+        )
+        writer.start(tensors, state, self._prune)
+        if waits:
+            writer.wait()
+            engine.highest(0)  # nobody goes on before it is committed
+
+    def _writer_of(self, engine: Engine) -> ShareWriter:
+        if self._writer is None:
+            self._writer = ShareWriter(self._root, rank=engine.rank, world_size=engine.world_size)
+        return self._writer
+
+    def _prune(self) -> None:
+        checkpoint.prune(self._root, self._when)
 
     def _newest_step(self) -> int:
         found = checkpoint.newest_complete(self._root, self._identity.key, self._say)

@@ -122,8 +122,8 @@ def train(
         # ---- what outlives us -----------------------------------------------------------------
         stops = not ends and engine.agree(_asked_to_stop(watch, leads=leads))
         if keeper and (ends or stops or keeper.is_due(done)):
-            keeper.save(engine, done, loss)
-            meter.restart()  # writing a checkpoint is not training
+            keeper.save(engine, done, loss, waits=ends or stops)
+            meter.restart()  # copying a checkpoint is not training
         if stops:
             kept = "with a checkpoint" if keeper else "without a checkpoint"
             raise PausedError(f"stopped on request after step {done} of {total_steps}, {kept}")

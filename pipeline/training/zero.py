@@ -18,7 +18,7 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_st
 from torch import Tensor
 from torch import distributed as dist
 
-from pipeline.training.checkpoint import ParameterState, write_share
+from pipeline.training.checkpoint import ParameterState, named_tensors
 from pipeline.training.engine import (
     EngineSpec,
     buffers_of,
@@ -191,12 +191,11 @@ class DeepSpeedEngine:
         """See `Engine`; those of this rank."""
         return buffers_of(self.model)
 
-    def save(self, folder: Path) -> None:
+    def share(self) -> dict[str, Tensor]:
         """See `Engine`."""
         numbered = enumerate(self.state())
         own = [named for i, named in numbered if i % self.world_size == self.rank]
-        write_share(folder, self.rank, own, buffers=None if self.rank else self.buffers())
-        dist.barrier()
+        return named_tensors(own, buffers=None if self.rank else self.buffers())
 
     def load(self, folder: Path, step: int) -> None:
         """See `Engine`; must come before anything else, since ZeRO-3 gives weights away.

@@ -127,13 +127,17 @@ def model(spec: BackboneSpec = TINY) -> Backbone:
     return made
 
 
+def identity() -> RunIdentity:
+    return RunIdentity(key=KEY, data_digest="d", model=TINY, versions={"torch": "x"})
+
+
 def keeper(
-    root: Path, *, every_steps: int = 5, keep_last: int = 2, said: list[str] | None = None
+    root: Path, *, every_steps: int = 5, said: list[str] | None = None, **keeping: int
 ) -> CheckpointKeeper:
     return CheckpointKeeper(
         root,
-        identity=RunIdentity(key=KEY, data_digest="d", model=TINY, versions={"torch": "x"}),
-        when=CheckpointSpec(every_steps=every_steps, keep_last=keep_last),
+        identity=identity(),
+        when=CheckpointSpec(every_steps=every_steps, **keeping),
         probe=FakeLoader().rows(np.arange(8)),
         say=(said if said is not None else []).append,
     )

@@ -105,5 +105,5 @@ def follow(
         losses[step] = engine.forward_backward(next(stream), step=step)
         norms[step] = engine.step(learning_rate(step, OPTIM, STEPS))
         if keep and step + 1 == STEPS // 2 and start == 0:
-            keep.save(engine, step + 1, losses[step])
+            keep.save(engine, step + 1, losses[step], waits=True)
     return losses, norms

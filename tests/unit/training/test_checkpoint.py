@@ -5,11 +5,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.training.checkpoint import newest_complete, read_parameters
+from pipeline.training.checkpoint import begin, newest_complete, read_parameters
 from pipeline.training.loop import Watch, train
-from schemas.checkpoint import CHECKPOINT_MANIFEST
+from pipeline.training.writing import ShareWriter
+from schemas.checkpoint import CHECKPOINT_MANIFEST, CheckpointState
 from schemas.errors import DiskFullError, IntegrityError
-from tests.support.training import KEY, OPTIM, FakeLoader, Recorded, keeper, torch_engine
+from tests.support.training import (
+    KEY,
+    OPTIM,
+    FakeLoader,
+    Recorded,
+    identity,
+    keeper,
+    torch_engine,
+)
 
 FILES = ["MANIFEST.json", "rank-0000.safetensors", "state.json"]
 
@@ -85,6 +94,47 @@ def test_only_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
     assert kept == ["step-00000008", "step-00000010", "step-00000011"]
 
 
+def test_checkpoints_at_whole_multiples_are_kept_too(tmp_path: Path) -> None:
+    keep = keeper(tmp_path, every_steps=2, keep_last=1, keep_every_steps=4)
+    train(torch_engine(), FakeLoader(), optim=OPTIM, total_steps=11, keeper=keep, watch=Watch())
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert kept == ["step-00000004", "step-00000008", "step-00000011"]
+
+
+def test_a_failure_of_the_writing_thread_reaches_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_args: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("pipeline.training.checkpoint.save_file", broken)
+    keep = keeper(tmp_path, every_steps=2)
+    with pytest.raises(OSError, match="Input/output error"):
+        train(torch_engine(), FakeLoader(), optim=OPTIM, total_steps=9, keeper=keep, watch=Watch())
+    assert newest(tmp_path) == (None, [])
+
+
+def test_the_commit_waits_for_every_rank(tmp_path: Path) -> None:
+    engine = torch_engine()
+    tensors = engine.share()
+    names = sorted(tensors)
+    halves = [{name: tensors[name] for name in names[rank::2]} for rank in (0, 1)]
+    state = CheckpointState(
+        step=5, **identity().__dict__, world_size=2, engine="x", train_loss=1.0, probe_loss=1.0
+    )
+    begin(tmp_path, 5)
+    committed: list[bool] = []
+    first, second = (ShareWriter(tmp_path, rank=rank, world_size=2) for rank in (0, 1))
+    first.start(halves[0], state, lambda: committed.append(True))
+    assert newest(tmp_path) == (None, [])
+    second.start(halves[1], state, lambda: committed.append(False))
+    second.wait()
+    first.wait()
+    assert newest(tmp_path) == (5, [])
+    assert committed == [True], "rank 0 alone commits"
+    assert dict(read_parameters(tmp_path / "step-00000005")).keys() == dict(engine.state()).keys()
+
+
 def test_a_checkpoint_of_another_key_is_refused(root: Path) -> None:
     with pytest.raises(IntegrityError, match="not bbbbbbbbbbbb"):
         newest_complete(root, "b" * 64, print)
@@ -128,7 +178,7 @@ def test_a_full_disk_is_a_sentence_and_the_last_checkpoint_survives(
 
     monkeypatch.setattr("pipeline.training.checkpoint.save_file", full)
     with pytest.raises(DiskFullError, match="no space left for a checkpoint"):
-        keeper(root).save(torch_engine(), 15, 1.0)
+        keeper(root).save(torch_engine(), 15, 1.0, waits=True)
     assert newest(root) == (10, [])
 
 
