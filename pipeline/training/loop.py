@@ -9,6 +9,7 @@ from typing import Protocol
 from pipeline.ports import MetricLog, StopSignal
 from pipeline.training.engine import Engine
 from pipeline.training.keeper import CheckpointKeeper, Resumed
+from pipeline.training.meter import Meter
 from pipeline.training.objectives.common import LabelledBatch
 from pipeline.training.schedule import learning_rate
 from schemas.errors import PausedError, StageFailedError
@@ -16,8 +17,6 @@ from schemas.training import OptimSpec
 
 CURVE_POINTS = 200
 """About this many points of each learning curve, at steps that only the length decides."""
-RATE_WINDOW_SECONDS = 0.5
-"""Shorter windows say nothing of throughput."""
 
 
 class Batches(Protocol):
@@ -133,38 +132,3 @@ def train(
 
 def _asked_to_stop(watch: Watch, *, leads: bool) -> bool:
     return leads and watch.stop is not None and watch.stop.requested()
-
-
-class Meter:
-    """Images per second and the share of time spent waiting for data, since the last reading."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        """Start a window on `clock`, which counts seconds."""
-        self._clock = clock
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin a new window."""
-        self._since = self._clock()
-        self._waited = 0.0
-        self._images = 0
-
-    def waited(self, seconds: float) -> None:
-        """Add time spent waiting for a batch."""
-        self._waited += seconds
-
-    def stepped(self, images: int) -> None:
-        """Add the images of one step, of all ranks."""
-        self._images += images
-
-    def read(self, *, at_once: bool) -> dict[str, float]:
-        """The figures of a long enough window, which then ends; `at_once` takes a short one too."""
-        seconds = self._clock() - self._since
-        if not self._images or seconds <= 0 or (seconds < RATE_WINDOW_SECONDS and not at_once):
-            return {}
-        points = {
-            "train/images_per_second": self._images / seconds,
-            "train/data_wait_ratio": min(1.0, self._waited / seconds),
-        }
-        self.restart()
-        return points

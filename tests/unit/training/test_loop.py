@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.training.engine import TorchEngine
-from pipeline.training.loop import Meter, TrainResult, Watch, train
+from pipeline.training.loop import TrainResult, Watch, train
 from schemas.errors import PausedError, StageFailedError
 from schemas.model import ViTSpec
 from schemas.training import OptimSpec
@@ -162,22 +162,6 @@ def test_curves_have_the_first_and_the_last_step_and_few_enough_points() -> None
     assert len(steps) <= 500
     assert log.points["train/learning_rate"][1] == OPTIM.peak_lr
     assert {450, 1} <= log.points["train/images_per_second"].keys()
-
-
-def test_a_meter_reads_what_happened_since_the_last_reading() -> None:
-    now = 0.0
-    meter = Meter(lambda: now)
-    meter.stepped(10)
-    meter.waited(0.1)
-    now = 0.4
-    assert meter.read(at_once=False) == {}, "too short to say anything"
-    now = 0.5
-    assert meter.read(at_once=False) == {
-        "train/images_per_second": 20.0,
-        "train/data_wait_ratio": pytest.approx(0.2),
-    }
-    now = 2.0
-    assert meter.read(at_once=True) == {}, "nothing was done"
 
 
 def test_progress_lines_come_ten_times_and_name_the_loss() -> None:
