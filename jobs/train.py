@@ -151,7 +151,7 @@ def _announcement(plan: TrainPlan) -> str:
     resources, model = plan.spec.resources, plan.model
     return (
         f"trains {_in_words(model)} on "
-        f"{model.image_px[0]} x {model.image_px[1]} px, {resources.workers} worker(s), "
+        f"{model.image_px[0]} x {model.image_px[1]} px, {plan.workers} worker(s), "
         + ("plain torch" if resources.engine == "torch" else f"ZeRO-{resources.zero_stage}")
     )
 
@@ -171,20 +171,20 @@ def _in_words(model: BackboneSpec) -> str:
 def _run_gang(plan: TrainPlan, tools: StageTools) -> dict[str, float]:
     resources = plan.spec.resources
     gang = Gang(
-        workers=resources.workers,
+        workers=plan.workers,
         cpus_per_worker=resources.cpus_per_worker,
         gpus_per_worker=resources.gpus_per_worker,
         name=f"{plan.request.key[:12]}-{plan.attempt.name}",
         storage=plan.progress / GANG_NOTES,
-        env=worker_environment(resources),
+        env=worker_environment(resources, plan.workers),
     )
     say, stop = tools.say, tools.stop.requested
     return run_gang(run_in_gang, {"plan": plan}, gang, say=say, stop=stop)
 
 
-def worker_environment(resources: ResourcesSpec) -> dict[str, str]:
+def worker_environment(resources: ResourcesSpec, workers: int) -> dict[str, str]:
     """What must stand before a worker imports torch or DeepSpeed."""
-    env = {"OMP_NUM_THREADS": str(resources.threads), "LOCAL_SIZE": str(resources.workers)}
+    env = {"OMP_NUM_THREADS": str(resources.threads), "LOCAL_SIZE": str(workers)}
     if resources.gpus_per_worker:
         return env | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # the deterministic one
     return env | {"DS_ACCELERATOR": "cpu"}

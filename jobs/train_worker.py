@@ -60,7 +60,12 @@ class TrainPlan:
     def micro_batch(self) -> int:
         """Samples in one forward on one worker."""
         resources = self.spec.resources
-        return resources.micro_batch or self.spec.batch.global_samples // resources.workers
+        return resources.micro_batch or self.spec.batch.global_samples // self.workers
+
+    @property
+    def workers(self) -> int:
+        """Processes of the training world."""
+        return self.spec.worlds()[0]
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ def run_in_gang(config: dict[str, Any]) -> dict[str, Any]:
     prepare_torch(plan.spec.resources.threads)
     local = torch.cuda.current_device() if plan.spec.resources.gpus_per_worker else None
     device = torch.device("cpu" if local is None else f"cuda:{local}")
-    share = plan.spec.batch.global_samples // plan.spec.resources.workers
+    share = plan.spec.batch.global_samples // plan.workers
     zero = ZeroSpec(
         stage=plan.spec.resources.zero_stage,
         micro_batch=plan.micro_batch,

@@ -320,7 +320,7 @@ def _training(spec: PretrainSpec | FinetuneSpec, model: BackboneSpec | None) -> 
     else:
         params, forward = resnet_parameters(model), resnet_flops(model)
     resources, algorithm = spec.resources, spec.optim.algorithm
-    world = resources.workers
+    world = spec.worlds()[0]
     zero_stage = resources.zero_stage if resources.engine == "deepspeed" else 0
     state = training_state_bytes(params, algorithm, zero_stage=zero_stage, world=world)
     micro = resources.micro_batch or spec.batch.global_samples // world

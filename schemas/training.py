@@ -141,11 +141,28 @@ class DurationSpec(Spec):
         return self
 
 
+class WorkersRange(Spec):
+    """A world that takes what it gets, at each start and after each loss of a process."""
+
+    min: Execution[int] = Field(ge=1)
+    """Fewest processes."""
+    max: Execution[int] = Field(ge=1)
+    """Most processes, inclusive."""
+
+    @model_validator(mode="after")
+    def _goes_up(self) -> "WorkersRange":
+        if self.max < self.min:
+            raise ValueError(f"workers has min {self.min} and max {self.max}; min must not be more")
+        return self
+
+
 class ResourcesSpec(Spec):
     """Where and how the work is done; nothing here changes what is computed beyond rounding."""
 
-    workers: Execution[int] = Field(default=1, ge=1)
-    """Processes of the training world."""
+    workers: Execution[Annotated[int, Field(ge=1)] | WorkersRange] = 1
+    """Processes of the training world; or `{min: A, max: B}`: at each start and restart the most
+    that divide the global batch and have room on the nodes that live then. Batches and learning
+    rates stay the same."""
     gpus_per_worker: Execution[float] = Field(default=0, ge=0)
     cpus_per_worker: Execution[float] = Field(default=0.5, gt=0)
     threads: Execution[int] = Field(default=1, ge=1)
@@ -163,11 +180,21 @@ class ResourcesSpec(Spec):
 
     @model_validator(mode="after")
     def _torch_is_alone(self) -> "ResourcesSpec":
-        if self.engine == "torch" and self.workers > 1:
+        if self.engine == "torch" and self.most_workers > 1:
             raise ValueError(
                 "engine torch runs one worker; set workers to 1 or engine to deepspeed"
             )
         return self
+
+    @property
+    def most_workers(self) -> int:
+        """The upper end of `workers`."""
+        return self.workers if isinstance(self.workers, int) else self.workers.max
+
+    @property
+    def fewest_workers(self) -> int:
+        """The lower end of `workers`."""
+        return self.workers if isinstance(self.workers, int) else self.workers.min
 
 
 class CheckpointSpec(Spec):
@@ -216,29 +243,38 @@ class TrainingSpec(StageSpec):
     default_splits: ClassVar[dict[str, str]] = {"data": "train"}
 
     @model_validator(mode="after")
-    def _batch_divides(self) -> "TrainingSpec":
-        world, samples = self.resources.workers, self.batch.global_samples
-        micro = self.resources.micro_batch
-        if samples % world:
-            raise ValueError(
-                f"resources.workers {world} must divide batch.global_samples {samples}"
-            )
-        if micro is not None and (samples // world) % micro:
-            raise ValueError(
-                f"resources.micro_batch {micro} must divide a worker's share, {samples // world}"
-            )
+    def _some_world_can_train(self) -> "TrainingSpec":
+        if not self.worlds():
+            resources = self.resources
+            objection = self._objection(resources.most_workers)
+            if not isinstance(resources.workers, int):
+                objection = (
+                    f"no number of workers from {resources.fewest_workers} to "
+                    f"{resources.most_workers} will do; of the last: {objection}"
+                )
+            raise ValueError(objection)
         return self
 
-    @model_validator(mode="after")
-    def _pairs_stay_together(self) -> "TrainingSpec":
-        share = self.batch.global_samples // self.resources.workers
-        micro = self.resources.micro_batch or share
-        if self.augment.mixes and micro % 2:
-            raise ValueError(
-                f"mixup and CutMix mix neighbours, so a micro-batch must be even but is {micro}: "
+    def worlds(self) -> tuple[int, ...]:
+        """Every permitted number of workers, the largest first."""
+        most, fewest = self.resources.most_workers, self.resources.fewest_workers
+        return tuple(n for n in range(most, fewest - 1, -1) if self._objection(n) is None)
+
+    def _objection(self, world: int) -> str | None:
+        """Why the batch cannot be shared by `world` workers, None if it can."""
+        samples, micro = self.batch.global_samples, self.resources.micro_batch
+        if samples % world:
+            return f"resources.workers {world} must divide batch.global_samples {samples}"
+        share = samples // world
+        if micro is not None and share % micro:
+            return f"resources.micro_batch {micro} must divide a worker's share, {share}"
+        if self.augment.mixes and (micro or share) % 2:
+            return (
+                f"mixup and CutMix mix neighbours, so a micro-batch must be even but is "
+                f"{micro or share}: "
                 "batch.global_samples over resources.workers, or resources.micro_batch"
             )
-        return self
+        return None
 
     @model_validator(mode="after")
     def _objective_has_what_it_needs(self) -> "TrainingSpec":

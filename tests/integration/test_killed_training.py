@@ -81,7 +81,7 @@ def test_a_killed_worker_changes_nothing_in_the_final_weights(
             gpus_per_worker=0,
             name=name,
             storage=tmp_path / "ray",
-            env=worker_environment(SPEC.resources),
+            env=worker_environment(SPEC.resources, 2),
         )
         mark = tmp_path / "mark"
         if name == "undisturbed":

@@ -160,3 +160,38 @@ def test_weights_leave_the_input_size_and_the_regularisation_free() -> None:
     assert made.model.given() == free
     with pytest.raises(ValidationError, match=r"model\.qk_norm is fixed by the weights of 'b'"):
         FinetuneSpec.parse({**BASE, "init": "b", "model": {**free, "qk_norm": True}})
+
+
+@pytest.mark.parametrize(
+    ("resources", "augment", "worlds"),
+    [
+        ({}, {}, (1,)),
+        ({"workers": 8}, {}, (8,)),
+        ({"workers": {"min": 1, "max": 9}}, {}, (8, 6, 4, 3, 2, 1)),
+        ({"workers": {"min": 3, "max": 9}, "micro_batch": 4}, {}, (6, 3)),
+        ({"workers": {"min": 1, "max": 9}}, {"mixup_alpha": 0.2}, (6, 4, 3, 2, 1)),
+    ],
+)
+def test_a_world_is_any_size_in_the_range_that_shares_the_batch_evenly(
+    resources: dict[str, Any], augment: dict[str, float], worlds: tuple[int, ...]
+) -> None:
+    assert spec(resources=resources, augment=augment).worlds() == worlds
+
+
+@pytest.mark.parametrize(
+    ("resources", "message"),
+    [
+        ({"workers": 7}, "resources.workers 7 must divide batch.global_samples 24"),
+        (
+            {"workers": {"min": 9, "max": 11}},
+            "no number of workers from 9 to 11 will do; of the last: resources.workers 11 must",
+        ),
+        ({"workers": {"min": 4, "max": 2}}, "workers has min 4 and max 2"),
+        ({"workers": {"min": 1, "max": 2}, "engine": "torch"}, "engine torch runs one worker"),
+    ],
+)
+def test_a_range_in_which_no_world_can_train_is_refused(
+    resources: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        spec(resources=resources)
