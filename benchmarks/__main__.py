@@ -21,6 +21,8 @@ MODULES = (
     "ingest",
     "model_speed",
     "imported_probe",
+    "torn_checkpoint",
+    "checkpoint_step",
 )
 _RESULTS = Path(__file__).parent / "results"
 

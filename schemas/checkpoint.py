@@ -1,12 +1,12 @@
 """What a checkpoint and a saved model say of themselves."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from schemas.backbones import BackboneSpec
 from schemas.interchange import Layout
-from schemas.spec import Semantic, Spec
+from schemas.spec import Semantic, Spec, digest_of
 
 CHECKPOINT_MANIFEST = "MANIFEST.json"
 CHECKPOINT_STATE = "state.json"
@@ -28,6 +28,23 @@ class CheckpointManifest(Spec):
 
     schema_version: Semantic[Literal[1]] = 1
     files: Semantic[dict[str, CheckpointFile]]
+    files_sha256: Semantic[str]
+    """Of `files` as canonical JSON: a manifest that is damaged itself blames no other file."""
+
+    @classmethod
+    def of(cls, files: dict[str, CheckpointFile]) -> Self:
+        """The manifest of these files."""
+        return cls(files=files, files_sha256=_digest(files))
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.files_sha256 != _digest(self.files):
+            raise ValueError("the manifest is damaged: its files do not have its own sha256")
+        return self
+
+
+def _digest(files: dict[str, CheckpointFile]) -> str:
+    return digest_of({name: file.dump() for name, file in files.items()})
 
 
 class CheckpointState(Spec):

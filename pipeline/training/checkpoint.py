@@ -82,7 +82,7 @@ def write_share(folder: Path, rank: int, tensors: dict[str, Tensor]) -> None:
             _fsync(path)
             described[path.name] = _describe(path)
         mark = path.with_suffix(_MARK)
-        text = canonical_json(CheckpointManifest(files=described).dump())
+        text = canonical_json(CheckpointManifest.of(described).dump())
         # Renamed into place: whoever sees the mark sees all of it.
         draft = mark.with_suffix(".draft")
         draft.write_text(text)
@@ -163,7 +163,7 @@ def commit(root: Path, state: CheckpointState) -> Path:
             mark.unlink()
         _write(working / CHECKPOINT_STATE, canonical_json(state.dump()))
         files[CHECKPOINT_STATE] = _describe(working / CHECKPOINT_STATE)
-        manifest = CheckpointManifest(files=files)
+        manifest = CheckpointManifest.of(files)
         _write(working / CHECKPOINT_MANIFEST, canonical_json(manifest.dump()))
         _fsync(working)
         shutil.rmtree(final, ignore_errors=True)  # a damaged one that was passed over

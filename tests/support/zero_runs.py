@@ -3,8 +3,10 @@
 import json
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -53,9 +55,18 @@ class Outcome:
 
 def run_world(folder: Path, world_size: int, runs: list[ZeroRun]) -> dict[str, Outcome]:
     """Do all `runs` in one world of processes."""
-    folder.mkdir(exist_ok=True)
-    torch.multiprocessing.spawn(_rank, (world_size, folder, runs), nprocs=world_size)
+    in_world(folder, world_size, _do_all, world_size, folder, runs)
     return {run.name: _read(folder, run.name) for run in runs}
+
+
+def in_world(folder: Path, world_size: int, function: Callable[..., None], *args: Any) -> None:
+    """Call `function(rank, *args)` in every process of a world over gloo, with one thread each.
+
+    `folder` holds what they find each other by.
+    """
+    folder.mkdir(exist_ok=True)
+    arguments = (world_size, folder, function, args)
+    torch.multiprocessing.spawn(_join_world, arguments, nprocs=world_size)
 
 
 def _read(folder: Path, name: str) -> Outcome:
@@ -64,7 +75,9 @@ def _read(folder: Path, name: str) -> Outcome:
     return Outcome(losses, norms, load_file(folder / f"{name}.safetensors"))
 
 
-def _rank(rank: int, world_size: int, folder: Path, runs: list[ZeroRun]) -> None:
+def _join_world(
+    rank: int, world_size: int, folder: Path, function: Callable[..., None], args: tuple[Any, ...]
+) -> None:
     os.environ.update(DS_ACCELERATOR="cpu", LOCAL_SIZE=str(world_size), LOCAL_RANK=str(rank))
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size))
     torch.set_num_threads(1)
@@ -73,6 +86,11 @@ def _rank(rank: int, world_size: int, folder: Path, runs: list[ZeroRun]) -> None
     warnings.simplefilter("ignore")
     store = torch.distributed.FileStore(str(folder / "store"), world_size)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+    function(rank, *args)
+    torch.distributed.destroy_process_group()
+
+
+def _do_all(rank: int, world_size: int, folder: Path, runs: list[ZeroRun]) -> None:
     from pipeline.training.zero import DeepSpeedEngine, ZeroSpec
 
     for run in runs:
@@ -90,7 +108,6 @@ def _rank(rank: int, world_size: int, folder: Path, runs: list[ZeroRun]) -> None
         if rank == 0:
             save_file(weights, folder / f"{run.name}.safetensors")
             (folder / f"{run.name}.json").write_text(json.dumps([losses, norms]))
-    torch.distributed.destroy_process_group()
 
 
 def follow(
