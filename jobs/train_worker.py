@@ -230,7 +230,7 @@ def run_plan(plan: TrainPlan, engine: Engine) -> dict[str, Any]:
             keeper=_keeper(plan, data.digest, probe),
             watch=_watch(plan, rank=engine.rank),
         )
-    weights = {name: state.weight for name, state in engine.state()}
+    weights = dict(engine.weights())
     if not spec.objective.uses_labels:
         weights = encoder_weights(weights)
     if engine.rank == 0:

@@ -42,6 +42,10 @@ class OptimSpec(Spec):
     """AdamW's second moment."""
     eps: Semantic[float] = Field(default=1e-8, gt=0)
     """AdamW's denominator."""
+    ema_decay: Semantic[float | None] = Field(default=None, gt=0, lt=1)
+    """Share of the old average that each update keeps: the model that is saved is then the
+    exponential moving average of the weights after each update, such as 0.9999; null saves the last
+    weights."""
 
 
 class RandAugmentSpec(Spec):

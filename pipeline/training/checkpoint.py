@@ -1,7 +1,7 @@
 """The one form of a checkpoint on disk: tensors by name, `state.json`, `MANIFEST.json` last.
 
     step-00000100/
-        rank-0000.safetensors ...   weight/NAME, moment1/NAME, moment2/NAME, all fp32;
+        rank-0000.safetensors ...   weight/NAME, moment1/NAME, moment2/NAME, average/NAME, all fp32;
                                     of rank 0 also buffer/NAME: running statistics and the like
         state.json                  step, key, digests, versions, probe loss
         MANIFEST.json               size and sha256 of every other file: the commit
@@ -47,6 +47,13 @@ class ParameterState:
     weight: Tensor
     moments: tuple[Tensor, ...]
     """First and, where the optimizer has one, second moment."""
+    average: Tensor | None = None
+    """The moving average of the weight, where the run keeps one."""
+
+    @property
+    def kept(self) -> tuple[Tensor, ...]:
+        """All that the optimizer keeps for the weight, in the order of `state_names`."""
+        return self.moments if self.average is None else (*self.moments, self.average)
 
 
 def step_folder(step: int) -> str:
@@ -63,6 +70,8 @@ def named_tensors(
         tensors[f"weight/{name}"] = state.weight
         for index, moment in enumerate(state.moments, start=1):
             tensors[f"moment{index}/{name}"] = moment
+        if state.average is not None:
+            tensors[f"average/{name}"] = state.average
     return tensors
 
 
@@ -130,7 +139,9 @@ def _read_share(path: Path) -> Iterator[tuple[str, ParameterState]]:
             for name in sorted(key[7:] for key in present if key.startswith("weight/")):
                 keys = [f"moment{i}/{name}" for i in (1, 2) if f"moment{i}/{name}" in present]
                 moments = tuple(file.get_tensor(key) for key in keys)
-                yield name, ParameterState(file.get_tensor(f"weight/{name}"), moments)
+                kept = f"average/{name}"
+                average = file.get_tensor(kept) if kept in present else None
+                yield name, ParameterState(file.get_tensor(f"weight/{name}"), moments, average)
     except SafetensorError as error:
         raise IntegrityError(f"checkpoint file {path} cannot be read: {error}") from error
 

@@ -18,10 +18,14 @@ from pipeline.training.checkpoint import (
 )
 from pipeline.training.objectives.common import LabelledBatch, Objective
 from pipeline.training.optimizer import (
+    AVERAGE,
     build_optimizer,
+    has_average,
     materialise,
     moment_names,
     rewrite_groups,
+    state_names,
+    update_averages,
     write_learning_rate,
 )
 from schemas.errors import IntegrityError
@@ -37,6 +41,8 @@ class Engine(Protocol):
     name: str
     rank: int
     world_size: int
+    updates: int
+    """Optimizer updates done."""
 
     def forward_backward(self, micro_batches: Sequence[LabelledBatch], *, step: int) -> float:
         """Gradients of one optimizer step from this rank's share; all ranks call it.
@@ -60,6 +66,14 @@ class Engine(Protocol):
 
     def state(self) -> Iterator[tuple[str, ParameterState]]:
         """Every parameter in the model's order; all ranks must consume it to its end."""
+        ...
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """What the run would save as its model now, whole, in fp32 and on the CPU.
+
+        The averages of the weights where the spec asks for them, else the weights. In the model's
+        order; all ranks must consume it to its end.
+        """
         ...
 
     def buffers(self) -> dict[str, Tensor]:
@@ -111,6 +125,7 @@ class TorchEngine:
         """Own `model` from here on, on `spec.device`."""
         self.model = model.to(spec.device)
         self.spec = spec
+        self.updates = 0
         self._start()
 
     def _start(self) -> None:
@@ -135,6 +150,9 @@ class TorchEngine:
         write_learning_rate(self.optimizer, learning_rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        parameters = self.model.parameters()
+        update_averages(self.optimizer, parameters, self.spec.optim, done=self.updates)
+        self.updates += 1
         return norm
 
     def loss(self, batch: LabelledBatch) -> float:
@@ -153,7 +171,14 @@ class TorchEngine:
         for name, parameter in self.model.named_parameters():
             kept = self.optimizer.state[parameter]
             moments = tuple(to_cpu(kept[key]) for key in keys)
-            yield name, ParameterState(to_cpu(parameter), moments)
+            average = to_cpu(kept[AVERAGE]) if AVERAGE in kept else None
+            yield name, ParameterState(to_cpu(parameter), moments, average)
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """See `Engine`."""
+        averaged = has_average(self.spec.optim, self.updates)
+        for name, parameter in self.model.named_parameters():
+            yield name, to_cpu(self.optimizer.state[parameter][AVERAGE] if averaged else parameter)
 
     def buffers(self) -> dict[str, Tensor]:
         """See `Engine`."""
@@ -165,14 +190,15 @@ class TorchEngine:
 
     def load(self, folder: Path, step: int) -> None:
         """See `Engine`."""
-        moments = load_weights(self.model, folder)
-        keys = moment_names(self.spec.optim)
+        found = load_weights(self.model, folder)
+        keys = state_names(self.spec.optim)
         for name, parameter in self.model.named_parameters():
             kept = self.optimizer.state[parameter]
-            for key, moment in zip(keys, moments[name], strict=True):
-                kept[key].copy_(moment)
+            for key, tensor in zip(keys, found[name], strict=True):
+                kept[key].copy_(tensor)
             if "step" in kept:
                 kept["step"].fill_(step)
+        self.updates = step
         rewrite_groups(self.optimizer, self.spec.optim)
 
     def agree(self, flag: bool) -> bool:  # noqa: FBT001 - a vote
@@ -211,26 +237,29 @@ def autocast(spec: EngineSpec) -> torch.autocast:
 
 
 def load_weights(model: torch.nn.Module, folder: Path) -> dict[str, tuple[Tensor, ...]]:
-    """Copy the weights and buffers of a checkpoint into a bare model; returns the moments by name.
+    """Copy the weights and buffers of a checkpoint into a bare model.
+
+    Returns:
+        What the optimizer keeps for each parameter, by its name; see `ParameterState.kept`.
 
     Raises:
         IntegrityError: If the checkpoint's parameters or buffers are not those of the model.
     """
     own = dict(model.named_parameters())
-    moments = {}
+    others = {}
     with torch.no_grad():
         for name, state in read_parameters(folder):
             if name not in own or own[name].shape != state.weight.shape:
                 raise IntegrityError(f"checkpoint {folder} has {name}, which the model has not")
             own[name].copy_(state.weight)
-            moments[name] = state.moments
+            others[name] = state.kept
     kept, found = buffers(model), read_buffers(folder)
-    missing = sorted({*own, *kept} - {*moments, *found})
+    missing = sorted({*own, *kept} - {*others, *found})
     if missing:
         raise IntegrityError(f"checkpoint {folder} lacks {', '.join(missing)}")
     for name, tensor in kept.items():
         tensor.copy_(found[name])
-    return moments
+    return others
 
 
 def buffers_of(model: torch.nn.Module) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Parameter groups and the optimizer, built on the bare model before any engine wraps it."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,6 +10,9 @@ from schemas.training import OptimSpec
 
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 """Algorithm -> the names under which torch keeps first and second moment."""
+AVERAGE = "average"
+"""The name under which we keep a moving average beside the moments: whoever splits, gathers or
+stores what belongs to a tensor then does the same with its average."""
 
 
 def parameter_groups(model: nn.Module, optim: OptimSpec) -> list[dict[str, Any]]:
@@ -87,7 +91,7 @@ def write_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 def materialise(state: dict[str, Any], like: torch.Tensor, optim: OptimSpec) -> None:
     """Zero moments in the optimizer state of one tensor, as the first step would make them."""
-    for key in moment_names(optim):
+    for key in state_names(optim):
         state[key] = torch.zeros_like(like)
     if optim.algorithm == "adamw":
         state["step"] = torch.tensor(0.0)
@@ -96,3 +100,36 @@ def materialise(state: dict[str, Any], like: torch.Tensor, optim: OptimSpec) -> 
 def moment_names(optim: OptimSpec) -> tuple[str, ...]:
     """The moments that this optimizer keeps; SGD without momentum keeps none."""
     return () if optim.algorithm == "sgd" and not optim.beta1 else MOMENTS[optim.algorithm]
+
+
+def state_names(optim: OptimSpec) -> tuple[str, ...]:
+    """All that is kept for a weight: its moments and, where the spec asks for it, its average."""
+    return (*moment_names(optim), *(() if optim.ema_decay is None else (AVERAGE,)))
+
+
+def has_average(optim: OptimSpec, updates: int) -> bool:
+    """Whether there is an average after so many updates."""
+    return optim.ema_decay is not None and updates > 0
+
+
+@torch.no_grad()
+def update_averages(
+    optimizer: torch.optim.Optimizer,
+    tensors: Iterable[torch.Tensor],
+    optim: OptimSpec,
+    *,
+    done: int,
+) -> None:
+    """Take the weights after an update into their averages, number by number.
+
+    Args:
+        optimizer: Its state holds the averages.
+        tensors: What it updates.
+        optim: With `ema_decay`; without one there is nothing to do.
+        done: Updates before this one. The first is copied, so that random weights never count.
+    """
+    if optim.ema_decay is None:
+        return
+    for tensor in tensors:
+        average = optimizer.state[tensor][AVERAGE]
+        average.lerp_(tensor, 1.0 - optim.ema_decay if done else 1.0)

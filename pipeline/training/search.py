@@ -158,6 +158,7 @@ def _run_trial(bench: Bench, peak_lr: float, steps: int, *, repeat: int, stop: W
         threads=spec.resources.loader_threads,
     ) as loader:
         train(engine, loader, optim=optim, total_steps=steps, keeper=None, watch=stop)
+    model.load_state_dict(dict(engine.weights()), strict=False)  # without the buffers
     top1_ratio, nll = _measure(engine, model.spec, bench.split.subset(held))
     return Trial(peak_lr, steps, repeat, top1_ratio, nll)
 

@@ -29,10 +29,14 @@ from pipeline.training.engine import (
 )
 from pipeline.training.objectives.common import LabelledBatch
 from pipeline.training.optimizer import (
+    AVERAGE,
     build_optimizer,
+    has_average,
     materialise,
     moment_names,
     rewrite_groups,
+    state_names,
+    update_averages,
     write_learning_rate,
 )
 
@@ -102,6 +106,7 @@ class DeepSpeedEngine:
         self.name = f"deepspeed-zero{zero.stage}"
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
+        self.updates = 0
 
     @cached_property
     def _engine(self) -> Any:
@@ -160,8 +165,12 @@ class DeepSpeedEngine:
         """See `Engine`."""
         engine = self._engine
         norm = None if self.zero.stage else clip_gradients(self.model, self.spec.optim.clip_norm)
-        write_learning_rate(self._torch_optimizer(engine), learning_rate)
+        optimizer = self._torch_optimizer(engine)
+        write_learning_rate(optimizer, learning_rate)
         engine.step()
+        tensors = self._flat_tensors(engine)
+        update_averages(optimizer, tensors, self.spec.optim, done=self.updates)
+        self.updates += 1
         return float(engine.get_global_grad_norm()) if norm is None else norm
 
     def loss(self, batch: LabelledBatch) -> float:
@@ -176,15 +185,25 @@ class DeepSpeedEngine:
         _ = self._engine
         for name, parameter in self.model.named_parameters():
             moments = [self._full(parameter, key) for key in moment_names(self.spec.optim)]
-            yield name, ParameterState(self._full(parameter, None), tuple(moments))
+            averaged = self.spec.optim.ema_decay is not None
+            average = self._full(parameter, AVERAGE) if averaged else None
+            yield name, ParameterState(self._full(parameter, None), tuple(moments), average)
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """See `Engine`."""
+        _ = self._engine
+        key = AVERAGE if has_average(self.spec.optim, self.updates) else None
+        for name, parameter in self.model.named_parameters():
+            yield name, self._full(parameter, key)
 
     def _full(self, parameter: Tensor, key: str | None) -> Tensor:
-        """A parameter (None) or one of its moments, whole; all ranks must ask."""
-        if self.zero.stage == 0:
-            kept = self._torch_optimizer(self._engine).state[parameter]
-            return to_cpu(parameter if key is None else kept[key])
+        """A parameter (None) or what the optimizer keeps for it, whole; all ranks must ask."""
         if key is None:
-            return to_cpu(safe_get_full_fp32_param(parameter))
+            # Below stage 3 every rank has the weights: our models keep them in fp32.
+            whole = self.zero.stage < 3
+            return to_cpu(parameter if whole else safe_get_full_fp32_param(parameter))
+        if self.zero.stage == 0:
+            return to_cpu(self._torch_optimizer(self._engine).state[parameter][key])
         return to_cpu(safe_get_full_optimizer_state(parameter, key))
 
     def buffers(self) -> dict[str, Tensor]:
@@ -205,29 +224,30 @@ class DeepSpeedEngine:
         """
         if "_engine" in self.__dict__:
             raise RuntimeError("a checkpoint is loaded before the engine's first use")
-        moments = load_weights(self.model, folder)
+        found = load_weights(self.model, folder)
         engine = self._engine
         optimizer = self._torch_optimizer(engine)
         for name, parameter in self.model.named_parameters():
-            for key, moment in zip(moment_names(self.spec.optim), moments[name], strict=True):
-                self._place(parameter, key, moment)
+            for key, tensor in zip(state_names(self.spec.optim), found[name], strict=True):
+                self._place(parameter, key, tensor)
         for tensor in self._flat_tensors(engine):
             if "step" in optimizer.state[tensor]:
                 optimizer.state[tensor]["step"].fill_(step)
+        self.updates = step
         rewrite_groups(optimizer, self.spec.optim)
 
-    def _place(self, parameter: Any, key: str, moment: Tensor) -> None:
-        """Put this rank's part of a whole moment where the optimizer keeps it."""
-        moment = moment.to(self.spec.device)
+    def _place(self, parameter: Any, key: str, whole: Tensor) -> None:
+        """Put this rank's part of a moment or an average where the optimizer keeps it."""
+        whole = whole.to(self.spec.device)
         if self.zero.stage == 0:
-            self._torch_optimizer(self._engine).state[parameter][key].copy_(moment)
+            self._torch_optimizer(self._engine).state[parameter][key].copy_(whole)
         elif self.zero.stage < 3:
-            parameter.set_full_hp_param(moment, key)
+            parameter.set_full_hp_param(whole, key)
         else:
             # The public setter cannot place the padded end of a size that ranks do not divide.
             part = parameter.ds_tensor.numel()
             padded = torch.zeros(part * self.world_size, device=self.spec.device)
-            padded[: moment.numel()] = moment.flatten()
+            padded[: whole.numel()] = whole.flatten()
             own = padded.narrow(0, part * self.rank, part)
             deepspeed.utils.safe_set_local_optimizer_state(parameter, own, key)
 

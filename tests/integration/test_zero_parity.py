@@ -6,15 +6,16 @@ import pytest
 import torch
 
 from pipeline.model.vit import KEY_BIAS
+from pipeline.training.checkpoint import read_parameters, step_folder
 from pipeline.training.engine import EngineSpec, TorchEngine
 from schemas.backbones import TimmModel
 from tests.support import foreign
 from tests.support.training import (
+    AVERAGED,
     DROPOUT,
     NOISY,
     OPTIM,
     RESNET,
-    TINY,
     FakeLoader,
     engine_spec,
     mae_engine_parts,
@@ -31,9 +32,9 @@ CROSSINGS = [(0, 3), (1, 2), (2, 0), (3, 1)]
 @pytest.fixture(scope="module")
 def references() -> dict[str, Outcome]:
     """One process of plain torch: without chances, with skipped branches and patches, and more."""
-    kinds = {"plain": TINY, "noisy": NOISY}
     return {
-        **{name: alone(model(it), engine_spec(it)) for name, it in kinds.items()},
+        "plain": alone(model(), engine_spec(optim=AVERAGED)),
+        "noisy": alone(model(NOISY), engine_spec(NOISY)),
         "resnet": alone(model(RESNET), engine_spec(RESNET, STEADY), FakeLoader(RESNET)),
         "mae": alone(*mae_engine_parts()),
     }
@@ -52,7 +53,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def two_ranks(folder: Path) -> dict[str, Outcome]:
     """Every stage from the start, saved in the middle; one of them with accumulation."""
-    runs = [ZeroRun(f"zero{s}", s, checkpoints=str(folder / f"from{s}")) for s in range(4)]
+    saved = {s: {"checkpoints": str(folder / f"from{s}"), "optim": AVERAGED} for s in range(4)}
+    runs = [ZeroRun(f"zero{s}", s, **saved[s]) for s in range(4)]
     runs.append(ZeroRun("accumulated", 2, accumulation=2))
     runs.append(ZeroRun("bf16", 2, precision="bf16"))
     runs.append(ZeroRun("noisy", 3, accumulation=2, spec=NOISY, recompute=True))
@@ -67,7 +69,9 @@ def two_ranks(folder: Path) -> dict[str, Outcome]:
 def one_rank(folder: Path, two_ranks: dict[str, Outcome]) -> dict[str, Outcome]:
     """Each checkpoint of two ranks gone on from by one rank, with another stage."""
     runs = [
-        ZeroRun(f"{a}to{b}", b, accumulation=2, checkpoints=str(folder / f"from{a}"))
+        ZeroRun(
+            f"{a}to{b}", b, accumulation=2, checkpoints=str(folder / f"from{a}"), optim=AVERAGED
+        )
         for a, b in CROSSINGS
     ]
     return run_world(folder / "one", 1, runs)
@@ -114,29 +118,54 @@ def test_a_checkpoint_goes_on_in_another_world_and_stage(
     assert furthest_weight(outcome, reference) <= TOLERANCE
 
 
+@pytest.mark.parametrize("stage", range(4))
+def test_averages_of_every_stage_are_those_of_torch(
+    stage: int, two_ranks: dict[str, Outcome]
+) -> None:
+    outcome = two_ranks[f"zero{stage}"]
+    assert outcome.saved.keys() == outcome.expected.keys() == outcome.weights.keys()
+    for name, expected in outcome.expected.items():
+        torch.testing.assert_close(outcome.saved[name], expected, rtol=0, atol=1e-6)
+    assert furthest(outcome.saved, outcome.weights) > 1e-3, "an average is not the last weight"
+
+
+@pytest.mark.parametrize(("source", "target"), CROSSINGS)
+def test_averages_go_on_in_another_world_and_stage(
+    source: int, target: int, folder: Path, reference: Outcome, one_rank: dict[str, Outcome]
+) -> None:
+    outcome = one_rank[f"{source}to{target}"]
+    stored = dict(read_parameters(folder / f"from{source}" / step_folder(STEPS // 2)))
+    assert outcome.found.keys() == stored.keys()
+    for name, state in stored.items():
+        assert torch.equal(outcome.found[name], state.average), name
+    assert furthest(outcome.saved, reference.saved) <= TOLERANCE
+
+
 def test_bf16_arithmetic_keeps_fp32_weights_and_stays_close(
     reference: Outcome, two_ranks: dict[str, Outcome]
 ) -> None:
     engine = TorchEngine(model(), engine_spec(precision="bf16"))
-    losses, _ = follow(engine, FakeLoader(), None)
-    for found in (losses, two_ranks["bf16"].losses):
+    for found in (follow(engine, FakeLoader(), None).losses, two_ranks["bf16"].losses):
         assert found == pytest.approx(reference.losses, rel=0.05)
         assert found != reference.losses
     assert all(weight.dtype == torch.float32 for weight in two_ranks["bf16"].weights.values())
 
 
 def alone(trained: torch.nn.Module, spec: EngineSpec, loader: FakeLoader | None = None) -> Outcome:
-    engine = TorchEngine(trained, spec)
-    losses, norms = follow(engine, loader or FakeLoader(), None)
-    return Outcome(losses, norms, {name: state.weight for name, state in engine.state()})
+    return follow(TorchEngine(trained, spec), loader or FakeLoader(), None, spec.optim)
 
 
 def furthest_weight(found: Outcome, expected: Outcome) -> float:
-    """Largest difference of any weight; key biases have no true gradient, only rounding noise."""
-    assert found.weights.keys() == expected.weights.keys()
+    """Largest difference of any weight."""
+    return furthest(found.weights, expected.weights)
+
+
+def furthest(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """Largest difference; key biases have no true gradient, only rounding noise."""
+    assert found.keys() == expected.keys()
     return max(
-        float((found.weights[name] - weight).abs().max())
-        for name, weight in expected.weights.items()
+        float((found[name] - tensor).abs().max())
+        for name, tensor in expected.items()
         if not name.endswith(KEY_BIAS)
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.model.backbone import Backbone
 from pipeline.model.vit import Encoder
@@ -27,7 +28,7 @@ from tests.support.training import (
     model,
 )
 
-STEPS = 20
+STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,38 @@ class Outcome:
     losses: dict[int, float]
     norms: dict[int, float]
     weights: dict[str, torch.Tensor]
+    saved: dict[str, torch.Tensor]
+    """What would be the model: averages, where the run keeps them."""
+    found: dict[str, torch.Tensor]
+    """The same at the start, after a load."""
+    expected: dict[str, torch.Tensor]
+    """Averages that torch makes of the weights after each step of this run, from its start."""
+
+    @classmethod
+    def read(cls, folder: Path, name: str) -> "Outcome":
+        """What `write` wrote."""
+        losses, norms = json.loads((folder / f"{name}.json").read_text())
+        parts: dict[str, dict[str, torch.Tensor]] = {
+            part: {} for part in ("weights", "saved", "found", "expected")
+        }
+        for key, tensor in load_file(folder / f"{name}.safetensors").items():
+            part, _, parameter = key.partition("/")
+            parts[part][parameter] = tensor
+        curves = ({int(step): value for step, value in it.items()} for it in (losses, norms))
+        return cls(*curves, **parts)
+
+    def write(self, folder: Path, name: str) -> None:
+        """For the process that started this one."""
+        parts = ("weights", "saved", "found", "expected")
+        tensors = {f"{part}/{key}": it for part in parts for key, it in getattr(self, part).items()}
+        save_file(tensors, folder / f"{name}.safetensors")
+        (folder / f"{name}.json").write_text(json.dumps([self.losses, self.norms]))
 
 
 def run_world(folder: Path, world_size: int, runs: list[ZeroRun]) -> dict[str, Outcome]:
     """Do all `runs` in one world of processes."""
     in_world(folder, world_size, _do_all, world_size, folder, runs)
-    return {run.name: _read(folder, run.name) for run in runs}
+    return {run.name: Outcome.read(folder, run.name) for run in runs}
 
 
 def in_world(folder: Path, world_size: int, function: Callable[..., None], *args: Any) -> None:
@@ -67,12 +94,6 @@ def in_world(folder: Path, world_size: int, function: Callable[..., None], *args
     folder.mkdir(exist_ok=True)
     arguments = (world_size, folder, function, args)
     torch.multiprocessing.spawn(_join_world, arguments, nprocs=world_size)
-
-
-def _read(folder: Path, name: str) -> Outcome:
-    said = json.loads((folder / f"{name}.json").read_text())
-    losses, norms = ({int(k): v for k, v in part.items()} for part in said)
-    return Outcome(losses, norms, load_file(folder / f"{name}.safetensors"))
 
 
 def _join_world(
@@ -103,24 +124,52 @@ def _do_all(rank: int, world_size: int, folder: Path, runs: list[ZeroRun]) -> No
             trained, spec = mae_engine_parts()
         trained.recomputes = run.recompute
         engine = DeepSpeedEngine(trained, spec, zero)
-        losses, norms = follow(engine, loader, run.checkpoints)
-        weights = {name: state.weight for name, state in engine.state()}
+        outcome = follow(engine, loader, run.checkpoints, run.optim)
         if rank == 0:
-            save_file(weights, folder / f"{run.name}.safetensors")
-            (folder / f"{run.name}.json").write_text(json.dumps([losses, norms]))
+            outcome.write(folder, run.name)
 
 
 def follow(
-    engine: Engine, loader: FakeLoader, checkpoints: str | None
-) -> tuple[dict[int, float], dict[int, float]]:
-    """Losses and gradient norms by step, from the checkpoint if there is one."""
+    engine: Engine, loader: FakeLoader, checkpoints: str | None, optim: OptimSpec = OPTIM
+) -> Outcome:
+    """The run of an engine, from the checkpoint if there is one."""
     keep = keeper(Path(checkpoints)) if checkpoints else None
     start = keep.resume(engine).step if keep else 0
     losses, norms = {}, {}
+    found = dict(engine.weights()) if start else {}
+    averages = AveragedWeights(optim)
     stream = loader.batches(start)
     for step in range(start, STEPS):
         losses[step] = engine.forward_backward(next(stream), step=step)
         norms[step] = engine.step(learning_rate(step, OPTIM, STEPS))
         if keep and step + 1 == STEPS // 2 and start == 0:
             keep.save(engine, step + 1, losses[step], waits=True)
-    return losses, norms
+        averages.take(engine)
+    weights = {name: state.weight for name, state in engine.state()}
+    saved = dict(engine.weights())
+    return Outcome(losses, norms, weights, saved, found, averages.read())
+
+
+class AveragedWeights:
+    """The averages that torch makes of an engine's weights."""
+
+    def __init__(self, optim: OptimSpec) -> None:
+        self.decay = optim.ema_decay
+        self.shadow = torch.nn.ParameterDict()
+        self.averaged: AveragedModel | None = None
+
+    def take(self, engine: Engine) -> None:
+        if self.decay is None:
+            return
+        for name, state in engine.state():
+            self.shadow[name.replace(".", "/")] = state.weight
+        if self.averaged is None:
+            average = get_ema_multi_avg_fn(self.decay)
+            self.averaged = AveragedModel(self.shadow, multi_avg_fn=average)
+        self.averaged.update_parameters(self.shadow)
+
+    def read(self) -> dict[str, torch.Tensor]:
+        if self.averaged is None:
+            return {}
+        named = self.averaged.module.named_parameters()
+        return {name.replace("/", "."): parameter.detach() for name, parameter in named}

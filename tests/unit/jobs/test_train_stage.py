@@ -79,6 +79,21 @@ def test_pretraining_writes_a_model_that_stands_alone(
     assert CHECKPOINTS in pretrained.output.spent
 
 
+def test_the_saved_model_is_the_average_where_one_is_kept(
+    pretrained: StageRun, corpus: InputArtifact, tmp_path: Path
+) -> None:
+    optim = PRETRAIN.optim.revise(ema_decay=0.99)
+    spec = PRETRAIN.revise(optim=optim)
+    averaged = run_stage(train.run, spec, tmp_path / "averaged", inputs={"data": corpus}, seed=3)
+    (checkpoint,) = (averaged.path.parent / "progress" / CHECKPOINTS).glob("step-00000008")
+    state = load_file(checkpoint / "rank-0000.safetensors")
+    last = load_file(pretrained.path / "model" / "model.safetensors")
+    for name, tensor in load_file(averaged.path / "model" / "model.safetensors").items():
+        assert torch.equal(tensor, state[f"average/{name}"])
+        assert torch.equal(last[name], state[f"weight/{name}"]), "averaging changes no weight"
+    assert not torch.equal(state["average/patch.weight"], state["weight/patch.weight"])
+
+
 def test_an_interrupted_stage_makes_the_same_bytes(
     pretrained: StageRun, corpus: InputArtifact, tmp_path: Path
 ) -> None:

@@ -93,8 +93,8 @@ def test_a_finished_run_only_loads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["adamw", "sgd"])
-def test_moments_survive_with_either_optimizer(algorithm: str, tmp_path: Path) -> None:
-    optim = OPTIM.revise(algorithm=algorithm)
+def test_moments_and_averages_survive_with_either_optimizer(algorithm: str, tmp_path: Path) -> None:
+    optim = OPTIM.revise(algorithm=algorithm, ema_decay=0.8)
     ends = []
     for stop in (None, StopAfter(7)):
         engine = torch_engine(optim=optim)
@@ -109,6 +109,15 @@ def test_moments_survive_with_either_optimizer(algorithm: str, tmp_path: Path) -
     for name, state in ends[0].items():
         assert torch.equal(state.weight, ends[1][name].weight)
         assert torch.equal(state.moments[0], ends[1][name].moments[0])
+        assert torch.equal(state.average, ends[1][name].average)
+
+
+def test_without_averages_the_model_is_the_weights() -> None:
+    engine = torch_engine()
+    run(engine)
+    assert all(torch.equal(it, weights(engine)[name]) for name, it in engine.weights())
+    unmoved = torch_engine(optim=OPTIM.revise(ema_decay=0.8))
+    assert all(torch.equal(it, weights(unmoved)[name]) for name, it in unmoved.weights())
 
 
 @pytest.mark.parametrize("spec", [TINY, NOISY])
