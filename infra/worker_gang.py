@@ -4,7 +4,6 @@ Nothing is reported to Ray Train as a checkpoint: a restarted gang finds its own
 """
 
 import os
-import re
 import secrets
 import traceback
 import warnings
@@ -13,56 +12,80 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from infra.gang_sizes import largest_that_fits, places
 from infra.ray_cluster import import_ray
+from infra.ray_gang_failures import (
+    BusyError,
+    LostError,
+    as_sentence,
+    first_line,
+    not_begun,
+    verdict,
+)
 from schemas.errors import InfrastructureError, PausedError, StageFailedError, VitrailError
 
 MAX_RESTARTS = 2
-"""Times that a gang is started again after a process or a connection was lost."""
+"""Times in a row, without progress in between, that a gang is started again after a loss."""
 MAX_WAITS = 60
 """Times, of about a minute each, that a gang waits for room on a cluster that others use."""
-_PEER = re.compile(r"connection|peer|socket|gloo|nccl|timed out|timeout|broken pipe", re.IGNORECASE)
-"""In the text of torch's plain RuntimeErrors that mean a lost peer."""
-_QUIET = {
+_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon an end is noticed
+    # A process that does not answer for so long is dead. Not the training thread answers, so that
+    # neither a long step nor a slow disk looks like death.
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "30",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths of a stage may be relative to the driver's folder
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
+Work = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Gang:
     """The processes of one training world."""
 
-    workers: int
+    worlds: tuple[int, ...]
+    """Permitted numbers of processes, the largest first; each start takes the first that fits."""
     cpus_per_worker: float
     gpus_per_worker: float
     name: str
     """Of this attempt at this stage; Ray Train must never meet it twice with other content."""
     storage: Path
-    """Folder for Ray Train's own notes."""
+    """Folder for notes of ours and Ray Train's; of this stage alone, and outlives an attempt."""
     env: dict[str, str] = field(default_factory=dict)
     """Environment of the processes, in place before they import anything."""
 
+    @property
+    def needs(self) -> dict[str, float]:
+        """Resources of one process, as Ray counts them."""
+        asked = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
+        return {name: amount for name, amount in asked.items() if amount > 0}
+
+
+@dataclass(frozen=True)
+class Foreman:
+    """Who sees a gang and may stop it."""
+
+    say: Callable[[str], None]
+    """Told when the gang waits, starts again or is smaller than it might be, and of a bug."""
+    stop: Callable[[], bool]
+    """Asked while the gang waits for room; the processes look for themselves later."""
+    progress: Callable[[], int] = field(default=lambda: 0)
+    """A number that has grown where something was kept since it was asked last."""
+
 
 def run_gang(
-    function: Callable[[dict[str, Any]], dict[str, Any]],
-    config: dict[str, Any],
-    gang: Gang,
-    *,
-    say: Callable[[str], None],
-    stop: Callable[[], bool],
+    function: Work, config: dict[str, Any], gang: Gang, foreman: Foreman
 ) -> dict[str, Any]:
     """Run `function(config)` in every process of `gang`, inside a torch process group.
 
-    A lost process ends the gang, which then starts again; `function` goes on from what it has kept
-    on disk itself.
+    A lost process ends the gang, which then starts again, with as many processes as fit by then;
+    `function` goes on from what it has kept on disk itself.
 
     Args:
         function: Importable by name in a worker; called with `config`.
         config: Picklable.
         gang: Processes and their resources.
-        say: Told when the gang has to wait or to start again, and the traceback of a bug.
-        stop: Asked while the gang waits for room; the processes look for themselves later.
+        foreman: Who is told and asked.
 
     Returns:
         What rank 0 returned.
@@ -70,26 +93,30 @@ def run_gang(
     Raises:
         VitrailError: The one that a worker raised, as itself; it is not tried again.
         PausedError: If a worker raised it, or if asked to stop while waiting for room.
+        OutOfMemoryError: If a process wanted more memory than there is.
         StageFailedError: If the cluster can never hold the gang or had no room for an hour, or if
             a worker raised anything else that is no loss of a process.
         InfrastructureError: If processes were lost more often than `MAX_RESTARTS`.
     """
-    require_room(gang, [node["Resources"] for node in import_ray().nodes() if node["Alive"]])
-    for start in range(MAX_RESTARTS + 1):
+    require_room(gang, _living_nodes())
+    losses, kept = 0, foreman.progress()
+    while True:
         try:
-            answer = _fit_in_turn(function, config, gang, say=say, stop=stop)
-        except _LostError as lost:
-            reason = str(lost)
-            if start < MAX_RESTARTS:
-                say(f"a training process was lost ({reason}); starting all of them again")
+            answer = _fit_in_turn(function, config, gang, foreman)
+        except LostError as lost:
+            before, kept = kept, foreman.progress()
+            losses = 1 if kept > before else losses + 1
+            if losses > MAX_RESTARTS:
+                raise InfrastructureError(
+                    f"training processes of {gang.name} were lost {losses} times without a "
+                    f"checkpoint in between, last so: {lost}",
+                    hint="run again; training goes on from the last checkpoint",
+                ) from lost
+            foreman.say(f"a training process was lost ({lost}); starting all of them again")
             continue
         if isinstance(answer, PausedError):
             raise answer
         return answer
-    raise InfrastructureError(
-        f"training processes of {gang.name} were lost {MAX_RESTARTS + 1} times, last so: {reason}",
-        hint="run again; training goes on from the last checkpoint",
-    )
 
 
 def require_room(gang: Gang, nodes: Iterable[Mapping[str, float]]) -> None:
@@ -102,33 +129,23 @@ def require_room(gang: Gang, nodes: Iterable[Mapping[str, float]]) -> None:
     Raises:
         StageFailedError: Naming what was asked, what there is, and what to set.
     """
-    held = list(nodes)
-    asked = {"CPU": gang.cpus_per_worker, "GPU": gang.gpus_per_worker}
-    needs = {name: amount for name, amount in asked.items() if amount > 0}
-    # A worker lives on one node, so what is left over on several nodes cannot be added up.
-    places = sum(
-        min((int(node.get(name, 0.0) / need + 1e-6) for name, need in needs.items()), default=0)
-        for node in held
-    )
-    if not needs or places >= gang.workers:
+    held, fewest = list(nodes), gang.worlds[-1]
+    room = places(gang.needs, held)
+    if not gang.needs or room >= fewest:
         return
-    has = {name: sum(node.get(name, 0.0) for node in held) for name in asked}
+    has = {name: sum(node.get(name, 0.0) for node in held) for name in ("CPU", "GPU")}
     raise StageFailedError(
-        f"{gang.workers} training worker(s) with {gang.cpus_per_worker:g} CPU and "
+        f"{fewest} training worker(s) with {gang.cpus_per_worker:g} CPU and "
         f"{gang.gpus_per_worker:g} GPU each do not fit: the cluster has {has['CPU']:g} CPU and "
-        f"{has['GPU']:g} GPU on {len(held)} node(s), which is room for {places}",
-        hint=f"set resources.workers to {places} or less"
-        if places
+        f"{has['GPU']:g} GPU on {len(held)} node(s), which is room for {room}",
+        hint=f"set resources.workers to {room} or less"
+        if room
         else "set resources.cpus_per_worker and resources.gpus_per_worker to what one node has",
     )
 
 
-class _LostError(Exception):
-    """A process or a connection between processes is gone; another start may go well."""
-
-
-class _BusyError(Exception):
-    """Others hold the resources; nothing has been started."""
+def _living_nodes() -> list[Mapping[str, float]]:
+    return [node["Resources"] for node in import_ray().nodes() if node["Alive"]]
 
 
 class _InWorker:
@@ -137,10 +154,12 @@ class _InWorker:
     The traceback of anything else becomes a note, since only notes travel with an exception.
     """
 
-    def __init__(self, function: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    def __init__(self, function: Work) -> None:
         self._function = function
 
     def __call__(self, config: dict[str, Any]) -> dict[str, Any] | PausedError:
+        # DeepSpeed's name for what torch and Ray call the local world size: processes of this node.
+        os.environ["LOCAL_SIZE"] = os.environ["LOCAL_WORLD_SIZE"]
         try:
             return self._function(config)
         except PausedError as paused:
@@ -153,74 +172,83 @@ class _InWorker:
 
 
 def _fit_in_turn(
-    function: Callable[[dict[str, Any]], dict[str, Any]],
-    config: dict[str, Any],
-    gang: Gang,
-    *,
-    say: Callable[[str], None],
-    stop: Callable[[], bool],
+    function: Work, config: dict[str, Any], gang: Gang, foreman: Foreman
 ) -> dict[str, Any] | PausedError:
     """One start of the gang, as soon as the cluster has room for it."""
+    told = gang.worlds[0]
     for wait in range(MAX_WAITS):
+        room = places(gang.needs, _living_nodes())
+        # Where too few nodes are left, Ray itself waits for others to come.
+        world = largest_that_fits(gang.worlds, room, busy=wait) or gang.worlds[-1]
+        if world != told:
+            foreman.say(f"starts {world} of at most {gang.worlds[0]} workers, with room for {room}")
+            told = world
         try:
-            return _fit(function, config, gang, say=say)
-        except _BusyError:
-            if stop():
+            return _fit(function, config, gang, world=world, say=foreman.say)
+        except BusyError:
+            if foreman.stop():
                 return PausedError("stopped on request while waiting for room on the cluster")
             if wait == 0:
-                say(f"the cluster is busy; waiting for room for {gang.workers} training worker(s)")
+                foreman.say(f"the cluster is busy; waiting for room for {world} training worker(s)")
     raise StageFailedError(
-        f"the cluster had no room for {gang.workers} training worker(s) in {MAX_WAITS} tries of "
+        f"the cluster had no room for {world} training worker(s) in {MAX_WAITS} tries of "
         "about a minute",
         hint="run again when it is free (`ray status` tells), or ask for less in resources",
     )
 
 
 def _fit(
-    function: Callable[[dict[str, Any]], dict[str, Any]],
+    function: Work,
     config: dict[str, Any],
     gang: Gang,
     *,
+    world: int,
     say: Callable[[str], None],
 ) -> dict[str, Any] | PausedError:
     """Rank 0's answer from one start of the gang."""
-    import_ray()
-    os.environ.update(_QUIET)
+    ray = import_ray()
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray's parts warn of each other
         from ray.train import ControllerError, WorkerGroupError
         from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.v2.api.exceptions import PreemptionError
 
+        from infra.ray_leftovers import free_places
+
+        free_places(gang.storage)
         trainer = TorchTrainer(
             _InWorker(function),
             train_loop_config=config,
             torch_config=TorchConfig(backend="nccl" if gang.gpus_per_worker else "gloo"),
-            scaling_config=_scaling(gang),
+            scaling_config=_scaling(gang, world),
             run_config=_run_config(gang),
         )
         try:
             answer: dict[str, Any] | PausedError = trainer.fit().return_value
         except WorkerGroupError as error:
-            blamed = _verdict(error.worker_failures)
-            if isinstance(blamed, VitrailError | _LostError):
+            blamed = verdict(error.worker_failures)
+            if isinstance(blamed, VitrailError | LostError):
                 raise blamed from None
             say("\n".join(getattr(blamed, "__notes__", [str(error)])))
-            raise _as_sentence(blamed) from None
+            raise as_sentence(blamed) from None
         except ControllerError as error:
-            raise _not_begun(error.controller_failure) from error
+            raise not_begun(error.controller_failure) from error
+        except (PreemptionError, ray.exceptions.RayError) as error:
+            raise LostError(first_line(error)) from error  # a node, or Ray Train's controller
+        finally:
+            free_places(gang.storage)
         return answer
 
 
-def _scaling(gang: Gang) -> Any:
+def _scaling(gang: Gang, world: int) -> Any:
     from ray.train import ScalingConfig
 
-    resources = {"CPU": gang.cpus_per_worker}
-    if gang.gpus_per_worker:
-        resources["GPU"] = gang.gpus_per_worker
     return ScalingConfig(
-        num_workers=gang.workers,
+        num_workers=world,
         use_gpu=gang.gpus_per_worker > 0,
-        resources_per_worker=resources,
+        resources_per_worker=gang.needs,
     )
 
 
@@ -228,78 +256,17 @@ def _run_config(gang: Gang) -> Any:
     from ray.train import FailureConfig, RunConfig
     from ray.train.v2.api.config import LoggingConfig
 
+    from infra.ray_leftovers import NotePlaces
+
     return RunConfig(
         # An equal name would make Ray Train take up its notes on the run before.
         name=f"{gang.name}-{secrets.token_hex(4)}",
         storage_path=str(gang.storage.absolute()),
-        # Ray Train would try for ever to find room, and say so nowhere.
-        failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+        # Ray Train would try for ever, with as many processes as before, and say so nowhere.
+        failure_config=FailureConfig(
+            max_failures=0, controller_failure_limit=0, max_preemption_failures=0
+        ),
+        callbacks=[NotePlaces(gang.storage.absolute())],
         worker_runtime_env={"env_vars": gang.env},
         logging_config=LoggingConfig(log_level="ERROR"),
     )
-
-
-def _not_begun(failure: Exception) -> Exception:
-    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
-
-    busy = isinstance(failure, WorkerGroupStartupTimeoutError)
-    return (_BusyError if busy else _LostError)(_first_line(failure))
-
-
-def _verdict(failures: Mapping[int, BaseException]) -> BaseException:
-    """The failure that counts: a sentence for the user, a bug as it was raised, or a loss.
-
-    A rank that raises takes the others' connections with it, so the first rank that gives a reason
-    of its own counts, whatever the others say.
-    """
-    # Ray Train may wrap what a worker raises, and has no public name for what is inside.
-    causes = [getattr(failures[rank], "_base_exc", failures[rank]) for rank in sorted(failures)]
-    own = [cause for cause in causes if isinstance(cause, VitrailError)]
-    died = any(_is_rays(cause) for cause in causes)
-    bugs = [cause for cause in causes if not _is_loss(cause, died=died)]
-    if own or bugs:
-        return (own or bugs)[0]
-    return _LostError(_first_line(causes[0]) if causes else "no reason given")
-
-
-def _is_rays(cause: BaseException) -> bool:
-    """Lost actors and failed health checks: a process has died."""
-    from ray.exceptions import RayError
-    from ray.train.v2._internal.exceptions import RayTrainError
-
-    return isinstance(cause, RayError | RayTrainError)
-
-
-def _is_loss(cause: BaseException, *, died: bool) -> bool:
-    """Whether `cause` follows from a lost process: torch has RuntimeErrors for this and for bugs.
-
-    Args:
-        cause: What one rank raised.
-        died: Whether another rank is known to have died.
-    """
-    import torch
-
-    if _is_rays(cause) or isinstance(cause, ConnectionError | torch.distributed.DistError):
-        return True
-    if not isinstance(cause, RuntimeError) or isinstance(cause, torch.OutOfMemoryError):
-        return False
-    return died or _PEER.search(str(cause)) is not None
-
-
-def _as_sentence(cause: BaseException) -> StageFailedError:
-    import torch
-
-    where = "the traceback is in the run's log"
-    if isinstance(cause, torch.OutOfMemoryError):
-        return StageFailedError(
-            f"a training process ran out of GPU memory: {_first_line(cause)}",
-            where=where,
-            hint="set resources.micro_batch smaller (the steps stay the same), or a higher "
-            "resources.zero_stage",
-        )
-    what = f"a training process failed: {type(cause).__name__}: {_first_line(cause)}"
-    return StageFailedError(what, where=where)
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

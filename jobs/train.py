@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from infra.worker_gang import Gang, run_gang
+from infra.ray_gang_failures import is_memory, out_of_memory
+from infra.worker_gang import Foreman, Gang, run_gang
 from jobs.stage import StageOutput, StageTools
 from jobs.train_worker import (
     CHECKPOINTS,
@@ -21,12 +22,13 @@ from jobs.train_worker import (
 from pipeline.model.backbone import batch_statistics
 from pipeline.model.building import unfilled
 from pipeline.model.saved import load_saved
+from pipeline.training.checkpoint import newest_step
 from pipeline.training.loop import Watch
 from pipeline.training.objectives.distilled import check_teacher
 from pipeline.training.search import Bench, run_search, trial_optim
 from schemas.backbones import BackboneSpec, ResNetSpec, TimmSpec, carried_on
 from schemas.checkpoint import MODEL_FILE, MODEL_FOLDER, SavedModel
-from schemas.errors import SpecError
+from schemas.errors import OutOfMemoryError, SpecError
 from schemas.experiment import STAGE_KINDS
 from schemas.model import ModelChange, ViTSpec
 from schemas.report import SearchReport
@@ -58,21 +60,22 @@ def run(request: StageRequest, tools: StageTools) -> StageOutput:
         figures = _search_figures(report)
         tools.metrics.log(figures, step=0)
     tools.say(_announcement(plan))
-    figures |= run_alone(plan) if plan.spec.resources.engine == "torch" else _run_gang(plan, tools)
+    figures |= _trained(plan, tools)
     return StageOutput(metrics=figures, spent=(CHECKPOINTS, GANG_NOTES))
 
 
 def _check_statistics(plan: TrainPlan) -> None:
     """What is learned must not depend on how the work is spread, which is not in the key."""
-    whole = plan.micro_batch == plan.spec.batch.global_samples
-    if whole or isinstance(plan.model, ViTSpec | ResNetSpec):
+    samples = plan.spec.batch.global_samples
+    smallest = min(plan.micro_batch(world) for world in plan.spec.worlds())
+    if smallest == samples or isinstance(plan.model, ViTSpec | ResNetSpec):
         return
     layers = batch_statistics(unfilled(plan.model))
     if layers:
         raise SpecError(
             f"{len(layers)} layers of this model normalise by the statistics of one forward "
-            f"(BatchNorm), which sees {plan.micro_batch} of {plan.spec.batch.global_samples} "
-            "samples, so what is learned would depend on workers and micro-batches; train it with "
+            f"(BatchNorm), which sees {smallest} of {samples} samples, "
+            "so what is learned would depend on workers and micro-batches; train it with "
             "resources.workers 1 and without resources.micro_batch, or take a model with another "
             "kind of norm, such as type resnet"
         )
@@ -151,9 +154,14 @@ def _announcement(plan: TrainPlan) -> str:
     resources, model = plan.spec.resources, plan.model
     return (
         f"trains {_in_words(model)} on "
-        f"{model.image_px[0]} x {model.image_px[1]} px, {plan.workers} worker(s), "
+        f"{model.image_px[0]} x {model.image_px[1]} px, {_world_in_words(plan)} worker(s), "
         + ("plain torch" if resources.engine == "torch" else f"ZeRO-{resources.zero_stage}")
     )
+
+
+def _world_in_words(plan: TrainPlan) -> str:
+    most, *fewer = plan.spec.worlds()
+    return f"{fewer[-1]} to {most}" if fewer else str(most)
 
 
 def _in_words(model: BackboneSpec) -> str:
@@ -168,23 +176,61 @@ def _in_words(model: BackboneSpec) -> str:
     )
 
 
+def _trained(plan: TrainPlan, tools: StageTools) -> dict[str, float]:
+    """Train; where memory is short, once again in smaller pieces, from the last checkpoint."""
+    try:
+        return _train(plan, tools)
+    except OutOfMemoryError as short:
+        smaller = _with_half_micro_batch(plan)
+        if smaller is None:
+            raise
+        tools.say(
+            f"{short.what}; once again, with at most {smaller.largest_micro_batch} samples in a "
+            "forward (the steps stay the same)"
+        )
+    return _train(smaller, tools)
+
+
+def _with_half_micro_batch(plan: TrainPlan) -> TrainPlan | None:
+    """None where the smallest piece was too large already."""
+    most = max(plan.micro_batch(world) for world in plan.spec.worlds())
+    smaller = replace(plan, largest_micro_batch=max(1, most // 2))
+    fits = max(smaller.micro_batch(world) for world in plan.spec.worlds()) < most
+    return smaller if fits else None
+
+
+def _train(plan: TrainPlan, tools: StageTools) -> dict[str, float]:
+    if plan.spec.resources.engine == "deepspeed":
+        return _run_gang(plan, tools)
+    try:
+        return run_alone(plan)
+    except (MemoryError, RuntimeError) as error:
+        if is_memory(error):
+            raise out_of_memory(error) from None  # the frames of the other would keep its memory
+        raise
+
+
 def _run_gang(plan: TrainPlan, tools: StageTools) -> dict[str, float]:
     resources = plan.spec.resources
     gang = Gang(
-        workers=plan.workers,
+        worlds=plan.spec.worlds(),
         cpus_per_worker=resources.cpus_per_worker,
         gpus_per_worker=resources.gpus_per_worker,
         name=f"{plan.request.key[:12]}-{plan.attempt.name}",
         storage=plan.progress / GANG_NOTES,
-        env=worker_environment(resources, plan.workers),
+        env=worker_environment(resources),
     )
-    say, stop = tools.say, tools.stop.requested
-    return run_gang(run_in_gang, {"plan": plan}, gang, say=say, stop=stop)
+    foreman = Foreman(
+        say=tools.say,
+        stop=tools.stop.requested,
+        progress=lambda: newest_step(plan.progress / CHECKPOINTS),
+    )
+    return run_gang(run_in_gang, {"plan": plan}, gang, foreman)
 
 
-def worker_environment(resources: ResourcesSpec, workers: int) -> dict[str, str]:
+def worker_environment(resources: ResourcesSpec) -> dict[str, str]:
     """What must stand before a worker imports torch or DeepSpeed."""
-    env = {"OMP_NUM_THREADS": str(resources.threads), "LOCAL_SIZE": str(workers)}
+    env = {"OMP_NUM_THREADS": str(resources.threads)}
     if resources.gpus_per_worker:
         return env | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # the deterministic one
     return env | {"DS_ACCELERATOR": "cpu"}

@@ -56,16 +56,17 @@ class TrainPlan:
     attempt: Path
     progress: Path
 
-    @property
-    def micro_batch(self) -> int:
-        """Samples in one forward on one worker."""
-        resources = self.spec.resources
-        return resources.micro_batch or self.spec.batch.global_samples // self.workers
+    largest_micro_batch: int | None = None
+    """Samples in one forward on one worker, at most; set once memory was short."""
 
-    @property
-    def workers(self) -> int:
-        """Processes of the training world."""
-        return self.spec.worlds()[0]
+    def micro_batch(self, world_size: int) -> int:
+        """Samples in one forward on one worker of a world."""
+        share = self.spec.batch.global_samples // world_size
+        wanted = self.spec.resources.micro_batch or share
+        limit = min(wanted, self.largest_micro_batch or wanted)
+        # Pairs that are mixed stay together, so that a micro-batch is even then.
+        unit = 2 if self.spec.augment.mixes else 1
+        return next((n for n in range(limit, 0, -1) if share % n == 0 and n % unit == 0), unit)
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,12 @@ def run_in_gang(config: dict[str, Any]) -> dict[str, Any]:
     prepare_torch(plan.spec.resources.threads)
     local = torch.cuda.current_device() if plan.spec.resources.gpus_per_worker else None
     device = torch.device("cpu" if local is None else f"cuda:{local}")
-    share = plan.spec.batch.global_samples // plan.workers
+    world = torch.distributed.get_world_size()
+    micro_batch = plan.micro_batch(world)
     zero = ZeroSpec(
         stage=plan.spec.resources.zero_stage,
-        micro_batch=plan.micro_batch,
-        accumulation=share // plan.micro_batch,
+        micro_batch=micro_batch,
+        accumulation=plan.spec.batch.global_samples // world // micro_batch,
     )
     return run_plan(plan, DeepSpeedEngine(trained_model(plan), engine_spec(plan, device), zero))
 
@@ -219,7 +221,7 @@ def run_plan(plan: TrainPlan, engine: Engine) -> dict[str, Any]:
         seed=plan.request.seed,
         rank=engine.rank,
         world_size=engine.world_size,
-        micro_batch=plan.micro_batch,
+        micro_batch=plan.micro_batch(engine.world_size),
         threads=spec.resources.loader_threads,
     ) as loader:
         result = train(

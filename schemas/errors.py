@@ -7,6 +7,7 @@ VitrailError
 +-- StageFailedError   1    a stage raised
 |   +-- DiskFullError  1    the disk (or quota) is full
 |   +-- DataError      1    the data itself cannot be used
+|   +-- OutOfMemoryError  1  a process wanted more memory than there is
 +-- IntegrityError     6    stored bytes are not what was written
 +-- PausedError       75    stopped on request; `run` goes on from here
 """
@@ -72,6 +73,10 @@ class DiskFullError(StageFailedError):
 
 class DataError(StageFailedError):
     """The data cannot be used as asked: too few rows, too many rejections, no such split."""
+
+
+class OutOfMemoryError(StageFailedError):
+    """A process wanted more memory than there is; worth one try with smaller micro-batches."""
 
 
 class InfrastructureError(VitrailError):

@@ -183,6 +183,11 @@ def commit(root: Path, state: CheckpointState) -> Path:
     return final
 
 
+def newest_step(root: Path) -> int:
+    """The highest step that was committed, whole or damaged since; 0 if none was."""
+    return max((int(path.name.removeprefix("step-")) for path in _checkpoints(root)), default=0)
+
+
 def newest_complete(
     root: Path, key: str, say: Callable[[str], None]
 ) -> tuple[Path, CheckpointState] | None:

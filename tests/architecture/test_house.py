@@ -10,7 +10,9 @@ ROOMS = ("schemas", "pipeline", "infra", "jobs")
 HEAVY = ("torch", "ray", "mlflow", "deepspeed", "sklearn", "matplotlib", "PIL", "pandas")
 RAY_DOORS = {
     "infra/ray_cluster.py",
+    "infra/ray_gang_failures.py",
     "infra/ray_jobs.py",
+    "infra/ray_leftovers.py",
     "infra/ray_pool.py",
     "infra/ray_stages.py",
     "infra/worker_gang.py",

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from infra.worker_gang import Gang, run_gang
+from infra.worker_gang import Foreman, Gang, run_gang
 from jobs.train import worker_environment
 from jobs.train_worker import TrainPlan
 from schemas.artifacts import KeyRecord
@@ -76,12 +76,12 @@ def test_a_killed_worker_changes_nothing_in_the_final_weights(
     for name in ("undisturbed", "killed"):
         plan = plan_in(tmp_path / name, tmp_path)
         gang = Gang(
-            workers=2,
+            worlds=(2,),
             cpus_per_worker=0.5,
             gpus_per_worker=0,
             name=name,
-            storage=tmp_path / "ray",
-            env=worker_environment(SPEC.resources, 2),
+            storage=plan.progress / "ray",
+            env=worker_environment(SPEC.resources),
         )
         mark = tmp_path / "mark"
         if name == "undisturbed":
@@ -89,7 +89,8 @@ def test_a_killed_worker_changes_nothing_in_the_final_weights(
         else:
             mark.unlink()
         config = {"plan": plan, "mark": str(mark), "after": "step-00000010"}
-        run_gang(work.train_and_die_once, config, gang, say=said.append, stop=lambda: False)
+        foreman = Foreman(say=said.append, stop=lambda: False)
+        run_gang(work.train_and_die_once, config, gang, foreman)
         models.append((plan.attempt / "model" / "model.safetensors").read_bytes())
     assert len(said) == 1, "one gang was lost"
     log = (tmp_path / "killed" / "log.txt").read_text()

@@ -1,12 +1,13 @@
 """A gang of real processes under Ray Train: answers, errors, pauses and losses come back."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from infra.worker_gang import Gang, run_gang
-from schemas.errors import DataError, PausedError, StageFailedError
+from infra.worker_gang import Foreman, Gang, run_gang
+from schemas.errors import DataError, OutOfMemoryError, PausedError, StageFailedError
 from tests.support import gang as work
 
 pytestmark = pytest.mark.ray
@@ -14,7 +15,7 @@ pytestmark = pytest.mark.ray
 
 def a_gang(folder: Path, *, cpus_per_worker: float = 0.5) -> Gang:
     return Gang(
-        workers=2,
+        worlds=(2,),
         cpus_per_worker=cpus_per_worker,
         gpus_per_worker=0,
         name="test",
@@ -26,7 +27,11 @@ def a_gang(folder: Path, *, cpus_per_worker: float = 0.5) -> Gang:
 def run(function: Any, folder: Path, **config: Any) -> tuple[Any, list[str]]:
     said: list[str] = []
     gang = a_gang(folder)
-    return run_gang(function, config, gang, say=said.append, stop=lambda: False), said
+    return run_gang(function, config, gang, told(said)), said
+
+
+def told(said: list[str]) -> Foreman:
+    return Foreman(say=said.append, stop=lambda: False)
 
 
 def test_all_ranks_work_together_and_rank_0_answers(ray_session: Any, tmp_path: Path) -> None:
@@ -56,7 +61,7 @@ def test_a_lost_process_starts_the_gang_again(ray_session: Any, tmp_path: Path) 
 def test_a_bug_is_not_tried_again(ray_session: Any, tmp_path: Path) -> None:
     said: list[str] = []
     with pytest.raises(StageFailedError) as caught:
-        run_gang(work.stumble, {}, a_gang(tmp_path), say=said.append, stop=lambda: False)
+        run_gang(work.stumble, {}, a_gang(tmp_path), told(said))
     assert caught.value.what == "a training process failed: KeyError: 'no such thing'"
     assert len(said) == 1
     assert "in stumble" in said[0]  # the traceback of the worker, whole
@@ -65,7 +70,7 @@ def test_a_bug_is_not_tried_again(ray_session: Any, tmp_path: Path) -> None:
 def test_a_gang_that_never_fits_is_refused_at_once(ray_session: Any, tmp_path: Path) -> None:
     gang = a_gang(tmp_path, cpus_per_worker=3)
     with pytest.raises(StageFailedError, match=r"has 4 CPU .* room for 1"):
-        run_gang(work.add_up, {}, gang, say=print, stop=lambda: False)
+        run_gang(work.add_up, {}, gang, told([]))
 
 
 def test_a_gang_that_waits_for_room_says_so_and_can_be_stopped(
@@ -75,11 +80,43 @@ def test_a_gang_that_waits_for_room_says_so_and_can_be_stopped(
 
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
     said: list[str] = []
+    foreman = Foreman(say=said.append, stop=lambda: bool(said))
     others = placement_group([{"CPU": 4}])
     assert others.wait(120)
     try:
         with pytest.raises(PausedError, match="waiting for room"):
-            run_gang(work.add_up, {}, a_gang(tmp_path), say=said.append, stop=lambda: bool(said))
+            run_gang(work.add_up, {}, a_gang(tmp_path), foreman)
     finally:
         remove_placement_group(others)
     assert said == ["the cluster is busy; waiting for room for 2 training worker(s)"]
+
+
+@pytest.mark.parametrize("how", ["gpu", "torch"])
+def test_a_rank_without_memory_is_told_from_a_bug_and_from_a_loss(
+    how: str, ray_session: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(OutOfMemoryError, match="a training process ran out of") as caught:
+        run(work.fill_memory, tmp_path, how=how)
+    assert "resources.micro_batch" in (caught.value.hint or "")
+    assert ("GPU memory" in caught.value.what) == (how == "gpu")
+
+
+def test_a_gang_takes_the_largest_permitted_world_that_fits_and_says_so(
+    ray_session: Any, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    gang = replace(a_gang(tmp_path, cpus_per_worker=1.5), worlds=(4, 3, 2, 1))
+    assert run_gang(work.add_up, {}, gang, told(said))["total"] == 3.0
+    assert said == ["starts 2 of at most 4 workers, with room for 2"]
+
+
+def test_a_lost_controller_of_ray_train_starts_the_gang_again_in_the_same_places(
+    ray_session: Any, tmp_path: Path
+) -> None:
+    # With 4 cores the second gang fits only where the places of the first are free.
+    gang = a_gang(tmp_path, cpus_per_worker=1.5)
+    said: list[str] = []
+    config = {"folder": str(tmp_path), "whose": "controller"}
+    assert run_gang(work.lose_once, config, gang, told(said)) == {"starts": 2}
+    assert [line.partition(" (")[0] for line in said] == ["a training process was lost"]
+    assert not work.alive(tmp_path), "processes of the first gang"

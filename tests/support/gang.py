@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from schemas.errors import DataError, PausedError
@@ -49,6 +50,46 @@ def die_once(config: dict[str, Any]) -> dict[str, Any]:
 def stumble(config: dict[str, Any]) -> dict[str, Any]:
     """A bug in our own code."""
     raise KeyError("no such thing")
+
+
+def fill_memory(config: dict[str, Any]) -> dict[str, Any]:
+    """Rank 1 wants more memory than there is, while the other waits for it."""
+    if torch.distributed.get_rank() == 1:
+        if config["how"] == "gpu":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        torch.empty(1 << 60, dtype=torch.uint8)
+    torch.distributed.barrier()
+    return {}
+
+
+def lose_once(config: dict[str, Any]) -> dict[str, Any]:
+    """Every process writes down its pid; in the first gang one of those that matter is killed."""
+    import ray
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    folder, rank = Path(config["folder"]), torch.distributed.get_rank()
+    pid = os.getpid()
+    if rank == 0:
+        controller = get_train_context().controller_actor
+        pid = ray.get(controller.__ray_call__.remote(lambda _self: os.getpid()))
+    torch.distributed.barrier()
+    starts = len(list(folder.glob("pid-1-*"))) + 1
+    torch.distributed.barrier()
+    (folder / f"pid-{rank}-{os.getpid()}").touch()
+    torch.distributed.barrier()
+    if starts == 1:
+        if rank == 0:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(3600)
+    for mine in folder.glob(f"pid-*-{os.getpid()}"):
+        mine.unlink()
+    return {"starts": starts}
+
+
+def alive(folder: Path) -> list[int]:
+    """Processes that wrote down their pid and still live."""
+    pids = [int(path.name.rpartition("-")[2]) for path in folder.glob("pid-*")]
+    return [pid for pid in pids if psutil.pid_exists(pid)]
 
 
 def train_and_die_once(config: dict[str, Any]) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 from infra.metric_segments import read_points
 from jobs import train
-from jobs.train_worker import CHECKPOINTS
+from jobs.train_worker import CHECKPOINTS, TrainPlan, run_alone
 from pipeline.model.saved import load_model
-from schemas.errors import PausedError
+from schemas.errors import OutOfMemoryError, PausedError
 from schemas.manifest import DATASET_FOLDER
 from schemas.report import SearchReport
 from schemas.runs import InputArtifact
@@ -155,3 +155,48 @@ def test_a_search_decides_rate_and_steps(corpus: InputArtifact, tmp_path: Path) 
     assert (figures["search/peak_lr"], figures["search/steps_count"]) == (best.peak_lr, best.steps)
     assert figures["train/steps_count"] == best.steps
     assert sum(line.startswith("search ") for line in run.said) == 4
+
+
+@pytest.mark.parametrize(("room", "ends"), [(2, True), (1, False)])
+def test_short_memory_is_tried_once_more_with_half_the_micro_batch(
+    room: int,
+    ends: bool,
+    pretrained: StageRun,
+    corpus: InputArtifact,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried: list[int] = []
+
+    def on_a_small_machine(plan: TrainPlan) -> dict[str, float]:
+        tried.append(plan.micro_batch(1))
+        if tried[-1] > room:
+            torch.empty(1 << 60, dtype=torch.uint8)
+        return run_alone(plan)
+
+    monkeypatch.setattr(train, "run_alone", on_a_small_machine)
+    folder = tmp_path / "pretrain"
+    if ends:
+        run = run_stage(train.run, PRETRAIN, folder, inputs={"data": corpus}, seed=3)
+        told = next(line for line in run.said if "memory" in line)
+        assert "once again, with at most 2 samples in a forward" in told
+        same = pretrained.output.metrics["train/loss"]
+        assert run.output.metrics["train/loss"] == pytest.approx(same, abs=1e-5)
+    else:
+        with pytest.raises(OutOfMemoryError, match="ran out of memory"):
+            run_stage(train.run, PRETRAIN, folder, inputs={"data": corpus}, seed=3)
+    assert tried == [4, 2]
+
+
+@pytest.mark.parametrize(("alpha", "halved"), [(0.0, [3, 3, 2]), (0.2, [2, 2, 2])])
+def test_a_micro_batch_is_a_part_of_the_share_and_even_where_pairs_are_mixed(
+    alpha: float, halved: list[int], tmp_path: Path
+) -> None:
+    resources = {"workers": {"min": 1, "max": 3}}
+    changes = {"model": MODEL, "augment": {"mixup_alpha": alpha}, "resources": resources}
+    spec = PretrainSpec.parse({**COMMON, **changes})
+    request: Any = None  # nothing of the request is asked for
+    plan = TrainPlan(request, spec, spec.model.resolved(num_classes=3), tmp_path, tmp_path)
+    assert [plan.micro_batch(world) for world in (1, 2, 3)] == [12, 6, 4]
+    smaller = replace(plan, largest_micro_batch=3)
+    assert [smaller.micro_batch(world) for world in (1, 2, 3)] == halved
