@@ -46,7 +46,8 @@ def run(request: StageRequest, tools: StageTools) -> StageOutput:
         chosen={},
     )
     _write(tools.attempt.path, found, report)
-    metrics = _metrics(found, report)
+    nll = mean_nll(found.logits, found.labels, saved.probabilities)
+    metrics = _metrics(report) | {f"{split_name}/nll": nll}
     tools.say(f"top-1 {metrics[f'{split_name}/top1_ratio']:.1%} of {split.num_rows} images")
     return StageOutput(metrics=metrics)
 
@@ -68,12 +69,11 @@ def _write(folder: Path, found: Predictions, report: AccuracyReport) -> None:
     )
 
 
-def _metrics(found: Predictions, report: AccuracyReport) -> dict[str, float]:
+def _metrics(report: AccuracyReport) -> dict[str, float]:
     (accuracy,) = report.accuracies
     return {
         f"{report.split}/top1_ratio": accuracy.top1_ratio,
         f"{report.split}/top1_low_ratio": accuracy.low_ratio,
         f"{report.split}/top1_high_ratio": accuracy.high_ratio,
         f"{report.split}/images_count": float(accuracy.total),
-        f"{report.split}/nll": mean_nll(found.logits, found.labels),
     }

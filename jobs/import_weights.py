@@ -32,6 +32,7 @@ def saved_model(found: Loaded, *, key: str | None) -> SavedModel:
     return SavedModel(
         spec=found.spec,
         class_names=found.class_names,
+        probabilities=found.probabilities,
         trained_steps=0,
         key=key,
         origin=found.origin,

@@ -70,7 +70,14 @@ def export_model(name: ModelName, *, layout: ExportLayout, out: Path, output: st
     """Write a model in another layout; prints what that does not carry."""
     folder = name.folder()
     weights, saved = load_weights(folder)
-    notes = save(out, layout, saved.spec, weights, class_names=saved.class_names)
+    notes = save(
+        out,
+        layout,
+        saved.spec,
+        weights,
+        class_names=saved.class_names,
+        probabilities=saved.probabilities,
+    )
     files = sorted(out.iterdir()) if out.is_dir() else [out]
     document = ExportedModel(
         location=str(folder), layout=layout, out=str(out), files=digests(files), notes=notes
@@ -108,6 +115,7 @@ def own_document(folder: Path) -> ModelDocument:
         parameters=_parameters(saved.spec),
         flops=model_flops(saved.spec),
         class_names=saved.class_names,
+        probabilities=saved.probabilities,
         trained_steps=saved.trained_steps,
         key=saved.key,
         data_digest=saved.data_digest,
@@ -124,6 +132,7 @@ def _document(found: Loaded, path: Path) -> ModelDocument:
         parameters=_parameters(found.spec),
         flops=model_flops(found.spec),
         class_names=found.class_names,
+        probabilities=found.probabilities,
         origin=found.origin,
     )
 
@@ -208,7 +217,8 @@ def _head(document: ModelDocument) -> str:
     if not count:
         return "none"
     shown = ", ".join(names[:_CLASSES_SHOWN]) + (", ..." if len(names) > _CLASSES_SHOWN else "")
-    return f"{count:,} classes{': ' + shown if names else ', not named'}"
+    each = ", a sigmoid for each" if document.probabilities == "sigmoid" else ""
+    return f"{count:,} classes{': ' + shown if names else ', not named'}{each}"
 
 
 def _parts(spec: ViTSpec) -> list[str]:

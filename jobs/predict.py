@@ -40,7 +40,13 @@ def predict_images(  # a command has as many options as it has
         stderr().print(f"note: {note}", markup=False)
     found = []
     for image in images:
-        seen = look_at(model, image.read_bytes(), name=str(image), look=attention)
+        seen = look_at(
+            model,
+            image.read_bytes(),
+            name=str(image),
+            look=attention,
+            probabilities=saved.probabilities,
+        )
         guesses = _guesses(seen, saved, top)
         overlay = None
         if seen.attention is not None:
@@ -80,6 +86,8 @@ def _notes(saved: SavedModel) -> tuple[str, ...]:
         )
     elif not saved.class_names:
         notes.append("nobody said what the classes are called, so they are numbered")
+    if saved.spec.num_classes and saved.probabilities == "sigmoid":
+        notes.append("every class is a question of its own: probabilities do not add up to one")
     if not isinstance(saved.spec, ViTSpec):
         notes.append(f"a model of type {saved.spec.type} has no attention that could be drawn")
     elif saved.spec.axial:

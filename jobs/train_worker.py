@@ -278,9 +278,11 @@ def _say(request: StageRequest) -> Callable[[str], None]:
 
 def _saved(plan: TrainPlan, data: TrainData, steps: int) -> SavedModel:
     start = plan.request.inputs.get("init")
+    objective = plan.spec.objective
     return SavedModel(
         spec=plan.model,
-        class_names=data.class_names if plan.spec.objective.uses_labels else (),
+        class_names=data.class_names if objective.uses_labels else (),
+        probabilities=objective.loss if isinstance(objective, SupervisedSpec) else "softmax",
         trained_steps=steps,
         key=plan.request.key,
         data_digest=data.digest,

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from schemas.backbones import BackboneSpec
 from schemas.interchange import Layout
+from schemas.objectives import Probabilities
 from schemas.spec import Semantic, Spec, digest_of
 
 CHECKPOINT_MANIFEST = "MANIFEST.json"
@@ -87,6 +88,8 @@ class SavedModel(Spec):
     spec: Semantic[BackboneSpec]
     class_names: Semantic[tuple[str, ...]]
     """Empty where there is no head, or where nobody said what its classes are."""
+    probabilities: Semantic[Probabilities] = "softmax"
+    """What makes them of the logits: what the model was trained with."""
     trained_steps: Semantic[int] = Field(ge=0)
     """By us; 0 for an imported model."""
     key: Semantic[str | None] = None

@@ -20,7 +20,7 @@ class EvaluateSpec(StageSpec):
     batch_samples: Execution[int] = Field(default=64, gt=0)
     threads: Execution[int] = Field(default=1, ge=1)
 
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     libraries: ClassVar[tuple[str, ...]] = (
         "matplotlib",
         "numpy",

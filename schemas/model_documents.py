@@ -7,6 +7,7 @@ from pydantic import Field
 from schemas.backbones import BackboneSpec
 from schemas.checkpoint import CheckpointFile, ModelOrigin
 from schemas.interchange import ExportLayout, Layout
+from schemas.objectives import Probabilities
 from schemas.spec import Semantic, Spec
 
 
@@ -21,6 +22,8 @@ class ModelDocument(Spec):
     flops: Semantic[int | None] = Field(ge=0)
     """Of one image forward, two for each multiply-add; null for a library's model."""
     class_names: Semantic[tuple[str, ...]]
+    probabilities: Semantic[Probabilities] = "softmax"
+    """What makes them of the logits."""
     trained_steps: Semantic[int | None] = None
     """None for a file that is not ours."""
     key: Semantic[str | None] = None

@@ -10,6 +10,9 @@ from schemas.spec import Semantic, Spec
 
 COLOUR_LEVELS = 8
 """Of red, green and blue each: three bits."""
+Probabilities = Literal["softmax", "sigmoid"]
+"""What makes probabilities of a model's logits: `softmax` over all classes, which then add up to
+one, or a `sigmoid` of each, where every class is a question of its own."""
 _Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -17,7 +20,7 @@ class SupervisedSpec(Spec):
     """Cross-entropy on the labels."""
 
     type: Semantic[Literal["supervised"]] = "supervised"
-    loss: Semantic[Literal["softmax", "sigmoid"]] = "softmax"
+    loss: Semantic[Probabilities] = "softmax"
     """`sigmoid`: each class is a question of its own, and their losses are added, as in the paper's
     pre-training on JFT."""
     head_bias: Semantic[float] = 0.0

@@ -78,6 +78,16 @@ def bucket() -> Iterator[str]:
         yield uri
 
 
+@pytest.fixture(scope="module")
+def torch_is_left_as_it_was() -> Iterator[None]:
+    """A training stage makes torch deterministic; the tests after it get what they began with."""
+    import torch
+
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(deterministic)
+
+
 @pytest.fixture(scope="session")
 def checkout() -> Path:
     """The root of the repository."""

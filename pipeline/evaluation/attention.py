@@ -23,6 +23,7 @@ from pipeline.model.vit import ViT
 from schemas.data import ImageSpec
 from schemas.errors import DataError
 from schemas.model import ViTSpec
+from schemas.objectives import Probabilities
 
 Look = Literal["last", "rollout"]
 _LONGEST_PX = 2**16
@@ -47,7 +48,9 @@ class Seen:
     and for models that are no ViT."""
 
 
-def look_at(model: Backbone, data: bytes, *, name: str, look: Look) -> Seen:
+def look_at(
+    model: Backbone, data: bytes, *, name: str, look: Look, probabilities: Probabilities
+) -> Seen:
     """Show a model an image file: upright, resized and centre-cropped as evaluation does.
 
     Args:
@@ -56,6 +59,7 @@ def look_at(model: Backbone, data: bytes, *, name: str, look: Look) -> Seen:
         name: What errors call the image.
         look: `last`: attention of the last block; `rollout`: followed through all blocks
             (Abnar & Zuidema 2020). Of the class token where there is one, else on average.
+        probabilities: What makes them of the logits.
 
     Raises:
         DataError: If the bytes are no image; with the reason.
@@ -70,9 +74,13 @@ def look_at(model: Backbone, data: bytes, *, name: str, look: Look) -> Seen:
             shares = _shares(model.spec, maps, look)
     return Seen(
         pixels=pixels,
-        probabilities=found.softmax(dim=0).numpy() if model.spec.num_classes else None,
+        probabilities=_shown(found, probabilities).numpy() if model.spec.num_classes else None,
         attention=shares,
     )
+
+
+def _shown(logits_K: Tensor, probabilities: Probabilities) -> Tensor:
+    return logits_K.sigmoid() if probabilities == "sigmoid" else logits_K.softmax(dim=0)
 
 
 def _as_seen(data: bytes, image_px: tuple[int, int], name: str) -> UInt8[np.ndarray, "H W C"]:

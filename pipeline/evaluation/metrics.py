@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from schemas.evaluation import Accuracy, AccuracyReport
+from schemas.objectives import Probabilities
 
 _Z_95 = 1.959963984540054  # two-sided 95 % quantile of the standard normal distribution
 
@@ -74,9 +75,20 @@ def class_ratios(
     }
 
 
-def mean_nll(logits_NK: Float[np.ndarray, "N K"], label_N: Integer[np.ndarray, " N"]) -> float:
-    """Mean negative log-likelihood of the true classes under the softmax, in nats."""
+def mean_nll(
+    logits_NK: Float[np.ndarray, "N K"],
+    label_N: Integer[np.ndarray, " N"],
+    probabilities: Probabilities,
+) -> float:
+    """Mean negative log-likelihood of what is true of each image, in nats.
+
+    Under the softmax that is its class. Under sigmoids it is the answer to each class, yes for its
+    own and no for every other: the sum over classes.
+    """
     shifted_NK = logits_NK.astype(np.float64)
+    if probabilities == "sigmoid":
+        true_N = shifted_NK[np.arange(len(label_N)), label_N]
+        return float((np.logaddexp(0.0, shifted_NK).sum(axis=1) - true_N).mean())
     shifted_NK -= shifted_NK.max(axis=1, keepdims=True)
     log_norm_N = np.log(np.exp(shifted_NK).sum(axis=1))
     return float((log_norm_N - shifted_NK[np.arange(len(label_N)), label_N]).mean())

@@ -35,6 +35,7 @@ from schemas.checkpoint import MODEL_FILE, WEIGHTS_FILE, ModelOrigin
 from schemas.errors import IntegrityError, SpecError, UsageError
 from schemas.interchange import Assumptions, ExportLayout, Layout
 from schemas.model import ViTSpec
+from schemas.objectives import Probabilities
 from schemas.spec import Semantic, Spec, canonical_json
 
 OWN_HEADER = "vitrail"
@@ -49,6 +50,7 @@ class OwnHeader(Spec):
     schema_version: Semantic[int] = 1
     spec: Semantic[BackboneSpec]
     class_names: Semantic[tuple[str, ...]] = ()
+    probabilities: Semantic[Probabilities] = "softmax"
 
 
 class Loaded(NamedTuple):
@@ -60,6 +62,8 @@ class Loaded(NamedTuple):
     class_names: tuple[str, ...]
     """Empty where the file does not name its classes."""
     origin: ModelOrigin
+    probabilities: Probabilities = "softmax"
+    """What makes them of the logits; only files of ours can say that it is another."""
 
 
 def load(path: Path, layout: Layout | None = None, *, assume: Assumptions | None = None) -> Loaded:
@@ -176,7 +180,7 @@ def _load_own(path: Path, assume: Assumptions) -> Loaded:
         weights, saved = load_weights(path)
         files = [path / MODEL_FILE, path / WEIGHTS_FILE]
         origin = ModelOrigin(layout="safetensors", files=digests(files))
-        return Loaded(saved.spec, weights, saved.class_names, origin)
+        return Loaded(saved.spec, weights, saved.class_names, origin, saved.probabilities)
     tensors, texts = read_safetensors(path)
     if OWN_HEADER not in texts:
         raise SpecError(f"the header of {path} does not say a spec; it is no file of ours")
@@ -188,7 +192,8 @@ def _load_own(path: Path, assume: Assumptions) -> Loaded:
         ) from None
     check_weights(tensors, header.spec)
     read = Read(header.spec, tensors, header.class_names)
-    return _loaded("safetensors", [path], read, tensors)
+    found = _loaded("safetensors", [path], read, tensors)
+    return found._replace(probabilities=header.probabilities)
 
 
 _READERS = {
@@ -241,6 +246,7 @@ def save(
     weights: Mapping[str, Tensor],
     *,
     class_names: tuple[str, ...] = (),
+    probabilities: Probabilities = "softmax",
 ) -> tuple[str, ...]:
     """Write a model in a layout.
 
@@ -251,6 +257,7 @@ def save(
         spec: The model.
         weights: Its parameters by our names.
         class_names: Of the head, where they are known.
+        probabilities: What makes them of the logits.
 
     Returns:
         A sentence for each thing that the layout does not carry.
@@ -264,9 +271,9 @@ def save(
     if layout == "onnx":
         from pipeline.model.interchange_onnx import export
 
-        return export(path, spec, weights, class_names)
+        return export(path, spec, weights, class_names, probabilities)
     if layout == "safetensors":
-        header = OwnHeader(spec=spec, class_names=class_names)
+        header = OwnHeader(spec=spec, class_names=class_names, probabilities=probabilities)
         texts = {OWN_HEADER: canonical_json(header.dump())}
         _write_file(path, Written({name: it.contiguous() for name, it in weights.items()}), texts)
         return ()
@@ -275,6 +282,21 @@ def save(
             f"the layout {layout} is for ViTs here, and this is a model of type {spec.type}",
             hint="--layout safetensors or --layout onnx",
         )
+    notes = _write_foreign(path, layout, spec, weights, class_names)
+    if spec.num_classes and probabilities == "sigmoid":
+        notes += (
+            f"probabilities are sigmoids of the logits, which the layout {layout} does not say",
+        )
+    return notes
+
+
+def _write_foreign(
+    path: Path,
+    layout: ExportLayout,
+    spec: ViTSpec,
+    weights: Mapping[str, Tensor],
+    class_names: tuple[str, ...],
+) -> tuple[str, ...]:
     if layout == "google":
         written = interchange_google.write(spec, weights)
         _write_npz(path, written)

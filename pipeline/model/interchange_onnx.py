@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline.model.building import unfilled
 from schemas.backbones import BackboneSpec
 from schemas.errors import SpecError, UsageError
+from schemas.objectives import Probabilities
 from schemas.spec import canonical_json
 
 OPSET = 18
@@ -23,9 +24,16 @@ _MOST_BYTES = 2**31 - 2**24
 
 
 def export(
-    path: Path, spec: BackboneSpec, weights: Mapping[str, Tensor], class_names: tuple[str, ...]
+    path: Path,
+    spec: BackboneSpec,
+    weights: Mapping[str, Tensor],
+    class_names: tuple[str, ...],
+    probabilities: Probabilities,
 ) -> tuple[str, ...]:
-    """Write the graph; its properties hold the spec, how pixels are normalised, and the classes.
+    """Write the graph; what a prediction needs besides is in its properties.
+
+    These are the spec, how pixels are normalised, the classes, and what makes probabilities of the
+    logits.
 
     The input `pixels` is [batch, 3, H, W], normalised; the output is `logits` [batch, K], or
     `features` [batch, D] of a model without a head.
@@ -68,6 +76,7 @@ def export(
         "pixel_mean": json.dumps(spec.pixel_mean),
         "pixel_std": json.dumps(spec.pixel_std),
         "class_names": json.dumps(class_names),
+        "probabilities": probabilities,
     }
     onnx.helper.set_model_props(proto, properties)
     part = path.with_name(path.name + ".part")

@@ -5,7 +5,6 @@ A value here fails when the meaning of a kind has changed. Then the kind's `revi
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,8 @@ from tests.support.stages import StageRun, run_stage
 
 LOSS_TOLERANCE = 1e-4
 """Kinds of CPU differ in the last bits, and 12 steps of training carry them on."""
+pytestmark = pytest.mark.usefixtures("torch_is_left_as_it_was")
+
 DIGITS = IngestSpec.parse(
     {
         "source": {"type": "sklearn", "name": "digits"},
@@ -46,13 +47,6 @@ TRAINING: dict[str, Any] = {
 BLOCK = "Transformer/encoderblock_0/"
 ATTENTION = "MultiHeadDotProductAttention_0/"
 MODEL = {"width": 24, "depth": 2, "num_heads": 3, "mlp_dim": 32, "patch_px": 4, "image_px": 8}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _torch_is_left_as_it_was() -> Iterator[None]:
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.use_deterministic_algorithms(deterministic)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: real processes in a folder of their own."""
+"""The command line as a user meets it: in real processes, or in this one where that is enough."""
 
 import json
 import os
@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from jsonschema import validate
+from typer.testing import CliRunner
+
+from schemas.spec import Spec
 
 VITRAIL = str(Path(sys.executable).with_name("vitrail"))
 
@@ -51,6 +55,23 @@ def sets(overrides: tuple[str, ...] = TINY) -> list[str]:
 def environment(folder: Path) -> dict[str, str]:
     """Of a command that must leave nothing in the user's home."""
     return {**os.environ, "XDG_STATE_HOME": str(folder / "state")}
+
+
+def answer(*words: str) -> str:
+    """stdout of a command that runs in this process; raises what the command raises."""
+    from jobs.cli import app
+
+    told = CliRunner().invoke(app, list(words), standalone_mode=False)
+    if told.exception is not None:
+        raise told.exception
+    return told.stdout
+
+
+def document(schema: type[Spec], *words: str) -> Any:
+    """The JSON document of such a command, validated against its published schema."""
+    found = json.loads(answer(*words, "--output", "json"))
+    validate(found, schema.model_json_schema())
+    return schema.parse(found)
 
 
 def vitrail(*words: str, cwd: Path, timeout_seconds: float = 300) -> Finished:

@@ -66,8 +66,19 @@ def test_nll_agrees_with_scikit_learn_and_survives_large_logits() -> None:
     logits, labels = rng.normal(size=(50, 4)).astype(np.float32), rng.integers(4, size=50)
     odds = np.exp(logits.astype(np.float64))
     expected = reference.log_loss(labels, odds / odds.sum(axis=1, keepdims=True), labels=range(4))
-    assert mean_nll(logits, labels) == pytest.approx(expected, rel=1e-6)
-    assert mean_nll(np.array([[1e4, 0.0]], np.float32), np.array([1])) == pytest.approx(1e4)
+    assert mean_nll(logits, labels, "softmax") == pytest.approx(expected, rel=1e-6)
+    far, label = np.array([[1e4, 0.0]], np.float32), np.array([1])
+    assert mean_nll(far, label, "softmax") == pytest.approx(1e4)
+
+
+def test_nll_of_sigmoids_asks_about_every_class_and_survives_large_logits() -> None:
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(50, 4)).astype(np.float32), rng.integers(4, size=50)
+    yes = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    asked = [reference.log_loss(labels == it, yes[:, it], labels=(False, True)) for it in range(4)]
+    assert mean_nll(logits, labels, "sigmoid") == pytest.approx(sum(asked), rel=1e-6)
+    far, label = np.array([[1e4, -1e4]], np.float32), np.array([1])
+    assert mean_nll(far, label, "sigmoid") == pytest.approx(2e4)
 
 
 def test_a_report_has_every_method_and_reads_back_equal() -> None:

@@ -9,10 +9,8 @@ import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 from jobs import evaluate, train
-from jobs.cli import app
 from jobs.stage import StageOutput, StageTools
 from pipeline.data.images.codec import encode
 from pipeline.data.shards.shard_set import ShardSet
@@ -24,8 +22,10 @@ from schemas.manifest import DATASET_FOLDER
 from schemas.runs import InputArtifact, StageRequest
 from schemas.training import FinetuneSpec, PretrainSpec
 from tests.support import foreign
-from tests.support.datasets import small_set
+from tests.support.commands import answer
 from tests.support.stages import StageRun, run_stage
+
+pytestmark = pytest.mark.usefixtures("torch_is_left_as_it_was")
 
 COMMON: dict[str, Any] = {
     "data": "corpus",
@@ -36,29 +36,6 @@ COMMON: dict[str, Any] = {
     "resources": {"engine": "torch"},
 }
 RESNET = {"type": "resnet", "blocks": [1, 1], "width": 32, "image_px": 16}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _torch_is_left_as_it_was() -> Any:
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.use_deterministic_algorithms(deterministic)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> InputArtifact:
-    folder = tmp_path_factory.mktemp("corpus")
-    shards = small_set(folder, per_class=8)
-    (folder / "out").rename(folder / DATASET_FOLDER)
-    return InputArtifact(
-        stage="corpus",
-        kind="ingest",
-        artifact="ingest-1",
-        digest=shards.digest,
-        path=str(folder),
-        split="train",
-        metrics={},
-    )
 
 
 def pretrain(folder: Path, corpus: InputArtifact, model: dict[str, Any]) -> StageRun:
@@ -129,15 +106,15 @@ def test_what_a_vit_alone_has_cannot_be_changed_of_a_resnet(
 
 def test_a_resnet_is_shown_and_exported(pretrained: StageRun, tmp_path: Path) -> None:
     folder = str(pretrained.path / "model")
-    document = json.loads(printed("model", "info", folder, "--output", "json"))
+    document = json.loads(answer("model", "info", folder, "--output", "json"))
     assert (document["spec"]["type"], document["layout"]) == ("resnet", "safetensors")
     assert document["parameters"] == pretrained.output.metrics["model/parameters_count"]
-    assert "ResNet, units [1, 1], width 32" in printed("model", "info", folder)
+    assert "ResNet, units [1, 1], width 32" in answer("model", "info", folder)
     file = str(tmp_path / "resnet.safetensors")
-    printed("model", "export", folder, "--layout", "safetensors", "--out", file)
-    assert json.loads(printed("model", "info", file, "--output", "json"))["flops"] > 0
+    answer("model", "export", folder, "--layout", "safetensors", "--out", file)
+    assert json.loads(answer("model", "info", file, "--output", "json"))["flops"] > 0
     with pytest.raises(SpecError, match="the layout timm is for ViTs"):
-        printed("model", "export", folder, "--layout", "timm", "--out", str(tmp_path / "x"))
+        answer("model", "export", folder, "--layout", "timm", "--out", str(tmp_path / "x"))
 
 
 def test_a_resnet_names_what_is_on_an_image_and_draws_no_attention(
@@ -145,7 +122,7 @@ def test_a_resnet_names_what_is_on_an_image_and_draws_no_attention(
 ) -> None:
     image = tmp_path / "photo.png"
     image.write_bytes(encode(np.zeros((20, 30, 3), np.uint8), "png", quality=0))
-    told = printed("predict", str(pretrained.path / "model"), str(image), "--output", "json")
+    told = answer("predict", str(pretrained.path / "model"), str(image), "--output", "json")
     document = json.loads(told)
     assert len(document["images"][0]["top"]) == 3
     assert document["images"][0]["overlay"] is None
@@ -241,17 +218,9 @@ def test_parameters_of_a_librarys_model_are_counted_by_the_library(
     foreign.timm()
     start = pretrain(tmp_path / "start", corpus, FOREIGN["hf"])
     folder = str(start.path / "model")
-    document = json.loads(printed("model", "info", folder, "--output", "json"))
+    document = json.loads(answer("model", "info", folder, "--output", "json"))
     assert document["parameters"] == start.output.metrics["model/parameters_count"]
     assert document["flops"] is None
-    text = printed("model", "info", folder)
+    text = answer("model", "info", folder)
     assert "convnext of transformers, depths [1,1], hidden_sizes [8,16]" in " ".join(text.split())
     assert "not known" in text
-
-
-def printed(*words: str) -> str:
-    """What a command prints; what it raises."""
-    told = CliRunner().invoke(app, list(words), standalone_mode=False)
-    if told.exception is not None:
-        raise told.exception
-    return told.stdout

@@ -1,4 +1,3 @@
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,11 +5,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from jsonschema import validate
-from typer.testing import CliRunner
 
 from infra.storage import LocalStore
-from jobs.cli import app
 from jobs.data_sets import SetName
 from pipeline.dag.experiment_file import load_experiment
 from pipeline.data.feed.loader import TrainLoader
@@ -26,7 +22,7 @@ from schemas.inspection import (
 from schemas.manifest import DATASET_FOLDER, MANIFEST_FILE, SHARD_TABLE_FILE
 from schemas.spec import Spec
 from schemas.training import FinetuneSpec
-from tests.support.commands import vitrail
+from tests.support.commands import answer, document, vitrail
 from tests.support.datasets import small_set
 from tests.support.workspaces import keep
 
@@ -58,19 +54,12 @@ class Asked:
     artifact: str
 
     def run(self, *words: str) -> str:
-        """stdout of `vitrail data ...`; raises what the command raises."""
-        told = CliRunner().invoke(
-            app, ["data", *words, "--workspace", str(self.root)], standalone_mode=False
-        )
-        if told.exception is not None:
-            raise told.exception
-        return told.stdout
+        """stdout of `vitrail data ...`."""
+        return answer("data", *words, "--workspace", str(self.root))
 
     def document(self, schema: type[Spec], *words: str) -> Any:
-        """The JSON document of a command, validated against its published schema."""
-        found = json.loads(self.run(*words, "--output", "json"))
-        validate(found, schema.model_json_schema())
-        return schema.parse(found)
+        """The document of `vitrail data ...`."""
+        return document(schema, "data", *words, "--workspace", str(self.root))
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -56,14 +55,7 @@ def weights(tmp_path: Path) -> Path:
     return tmp_path / "weights"
 
 
-@pytest.fixture
-def _torch_is_left_as_it_was() -> Any:
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.use_deterministic_algorithms(deterministic)
-
-
-@pytest.mark.usefixtures("_torch_is_left_as_it_was")
+@pytest.mark.usefixtures("torch_is_left_as_it_was")
 def test_fine_tuning_starts_from_imported_weights(weights: Path, tmp_path: Path) -> None:
     spec = ImportSpec.parse({"source": {"layout": "hf", "uri": str(weights)}})
     made = run_stage(import_weights.run, spec, tmp_path / "vit")

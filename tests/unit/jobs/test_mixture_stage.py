@@ -1,7 +1,6 @@
 """Training on a mixture, with mixup and with tails, on the reference engine."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -44,12 +43,7 @@ SPEC = PretrainSpec.parse(
     }
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _torch_is_left_as_it_was() -> Any:
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.use_deterministic_algorithms(deterministic)
+pytestmark = pytest.mark.usefixtures("torch_is_left_as_it_was")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """`vitrail model` and `vitrail predict`, as a user types them."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,18 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from jsonschema import validate
-from typer.testing import CliRunner
 
 from infra.storage import LocalStore
-from jobs.cli import app
 from pipeline.dag.experiment_file import load_experiment
 from pipeline.data.feed.augment import centre_box
 from pipeline.data.images.codec import encode
 from pipeline.data.images.render import render
-from pipeline.evaluation.attention import look_at
+from pipeline.evaluation.attention import Look, Seen, look_at
 from pipeline.model.attention_maps import attention_maps
-from pipeline.model.backbone import normalise
+from pipeline.model.backbone import Backbone, normalise
 from pipeline.model.interchange import load, save
 from pipeline.model.saved import load_model, save_model
 from pipeline.model.vit import ViT, build
@@ -28,8 +24,8 @@ from schemas.checkpoint import SavedModel
 from schemas.errors import DataError, IntegrityError, SpecError, UsageError
 from schemas.evaluation import EvaluateSpec
 from schemas.model_documents import ExportedModel, ModelCard, ModelDocument, PredictDocument
-from schemas.spec import Spec
-from tests.support.commands import vitrail
+from schemas.objectives import Probabilities
+from tests.support.commands import answer, document, vitrail
 from tests.support.foreign import randomise
 from tests.support.models import tiny_spec
 from tests.support.workspaces import keep
@@ -63,19 +59,6 @@ class Place:
     artifact: str
     model: ViT
     photo: Path
-
-    def run(self, *words: str) -> str:
-        """stdout of a command; raises what the command raises."""
-        told = CliRunner().invoke(app, list(words), standalone_mode=False)
-        if told.exception is not None:
-            raise told.exception
-        return told.stdout
-
-    def document(self, schema: type[Spec], *words: str) -> Any:
-        """The JSON document of a command, validated against its published schema."""
-        found = json.loads(self.run(*words, "--output", "json"))
-        validate(found, schema.model_json_schema())
-        return schema.parse(found)
 
     @property
     def here(self) -> tuple[str, str]:
@@ -141,10 +124,10 @@ def test_a_model_is_found_by_stage_artifact_and_folder(place: Place) -> None:
         (str(files.parents[2]),),
     ]
     for name in names:
-        found = place.document(ModelDocument, "model", "info", *name, *place.here)
+        found = document(ModelDocument, "model", "info", *name, *place.here)
         assert (found.spec, found.class_names) == (place.model.spec, CLASSES)
         assert found.parameters == sum(it.numel() for it in place.model.parameters())
-    assert place.document(ModelDocument, "model", "info", "run.yaml", "tuned", *place.here).key
+    assert document(ModelDocument, "model", "info", "run.yaml", "tuned", *place.here).key
 
 
 @pytest.mark.parametrize(
@@ -156,11 +139,11 @@ def test_a_model_is_found_by_stage_artifact_and_folder(place: Place) -> None:
 )
 def test_names_that_mean_no_model(place: Place, words: tuple[str, ...], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
-        place.run("model", "card", *words, *place.here)
+        answer("model", "card", *words, *place.here)
 
 
 def test_info_is_for_people_too(place: Place) -> None:
-    told = place.run("model", "info", place.artifact, *place.here)
+    told = answer("model", "info", place.artifact, *place.here)
     assert "width 24, depth 2, 3 heads, MLP 48" in told
     assert "5 classes: ant, bee, cow, dog, eel" in told
     assert "GELU erf, LayerNorm eps 1e-06" in told
@@ -178,7 +161,7 @@ def test_info_is_for_people_too(place: Place) -> None:
 )
 def test_export_and_back(place: Place, tmp_path: Path, layout: str, out: str) -> None:
     target = tmp_path / out
-    exported = place.document(
+    exported = document(
         ExportedModel,
         "model", "export", place.artifact, "--layout", layout, "--out", str(target), *place.here,
     )  # fmt: skip
@@ -187,7 +170,7 @@ def test_export_and_back(place: Place, tmp_path: Path, layout: str, out: str) ->
     said = {"google": ["gelu=erf"], "timm": ["num_heads=3", "gelu=erf"]}.get(layout, [])
     said = [] if out == "vit-timm" else said
     options = [word for it in said for word in ("--set", it)]
-    back = place.document(
+    back = document(
         ModelDocument, "model", "import", str(target), "--out", str(tmp_path / "back"), *options
     )
     model, saved = load_model(tmp_path / "back")
@@ -202,19 +185,17 @@ def test_export_and_back(place: Place, tmp_path: Path, layout: str, out: str) ->
 
 def test_export_tells_what_is_lost_and_keeps_what_is_there(place: Place, tmp_path: Path) -> None:
     words = ("model", "export", "run.yaml", "tuned", "--layout", "google", "--out")
-    told = place.run(*words, str(tmp_path / "vit.npz"), *place.here)
+    told = answer(*words, str(tmp_path / "vit.npz"), *place.here)
     assert "note: gelu is erf; the layout google does not say it" in told
     with pytest.raises(UsageError, match="exists and stays as it is"):
-        place.run(*words, str(tmp_path / "vit.npz"), *place.here)
+        answer(*words, str(tmp_path / "vit.npz"), *place.here)
 
 
 def test_info_reads_files_of_strangers(place: Place, tmp_path: Path) -> None:
     save(tmp_path / "v.npz", "google", place.model.spec, dict(place.model.named_parameters()))
-    found = place.document(ModelDocument, "model", "info", str(tmp_path / "v.npz"))
+    found = document(ModelDocument, "model", "info", str(tmp_path / "v.npz"))
     assert (found.layout, found.spec.gelu, found.trained_steps) == ("google", "tanh", None)
-    found = place.document(
-        ModelDocument, "model", "info", str(tmp_path / "v.npz"), "--set", "gelu=erf"
-    )
+    found = document(ModelDocument, "model", "info", str(tmp_path / "v.npz"), "--set", "gelu=erf")
     assert found.spec.gelu == "erf"
     assert "gelu tanh" not in found.origin.assumed
 
@@ -230,27 +211,27 @@ def test_info_reads_files_of_strangers(place: Place, tmp_path: Path) -> None:
 )
 def test_assumptions_that_are_not_understood(place: Place, text: str, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
-        place.run("model", "info", "x.npz", "--set", text)
+        answer("model", "info", "x.npz", "--set", text)
 
 
 def test_import_has_a_place_of_its_own(place: Place, tmp_path: Path) -> None:
     save(tmp_path / "v.npz", "google", place.model.spec, dict(place.model.named_parameters()))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
-        assert "wrote v-model" in place.run("model", "import", "v.npz")
+        assert "wrote v-model" in answer("model", "import", "v.npz")
         with pytest.raises(UsageError, match="v-model exists and stays as it is"):
-            place.run("model", "import", "v.npz")
+            answer("model", "import", "v.npz")
         assert load(tmp_path / "v-model").spec.gelu == "tanh"
 
 
 def test_card_tells_lineage_figures_and_conventions(place: Place) -> None:
-    card = place.document(ModelCard, "model", "card", "run.yaml", "tuned", *place.here)
+    card = document(ModelCard, "model", "card", "run.yaml", "tuned", *place.here)
     assert [it.stage for it in card.lineage] == ["tuned", "corpus"]
     assert all(it.digest for it in card.lineage)
     assert card.lineage[0].reads == {"data": card.lineage[1].artifact}
     assert [it.stage for it in card.measured] == ["accuracy"]
     assert card.training["optim.peak_lr"] == "0.001"
-    told = place.run("model", "card", place.artifact, *place.here)
+    told = answer("model", "card", place.artifact, *place.here)
     assert told.startswith("# tuned\n")
     for text in ("## Lineage", "## Settings", "| optim.peak_lr | 0.001 |", "GELU erf", "d" * 64):
         assert text in told
@@ -258,8 +239,8 @@ def test_card_tells_lineage_figures_and_conventions(place: Place) -> None:
 
 def test_card_of_an_imported_model_tells_its_origin(place: Place, tmp_path: Path) -> None:
     save(tmp_path / "v.npz", "google", place.model.spec, dict(place.model.named_parameters()))
-    place.run("model", "import", str(tmp_path / "v.npz"), "--out", str(tmp_path / "vit"))
-    told = place.run("model", "card", str(tmp_path / "vit"), *place.here)
+    answer("model", "import", str(tmp_path / "v.npz"), "--out", str(tmp_path / "vit"))
+    told = answer("model", "card", str(tmp_path / "vit"), *place.here)
     assert "Imported from the layout google." in told
     assert "was taken: gelu tanh" in told
     assert load(tmp_path / "v.npz").origin.files["v.npz"].sha256 in told
@@ -268,7 +249,7 @@ def test_card_of_an_imported_model_tells_its_origin(place: Place, tmp_path: Path
 def test_predict_names_classes_and_draws_attention(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = place.document(
+    found = document(
         PredictDocument,
         "predict", place.artifact, str(place.photo), "--out", str(tmp_path), *place.here,
     )  # fmt: skip
@@ -284,9 +265,16 @@ def test_predict_names_classes_and_draws_attention(
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     spec, photo = (str(place.root / name) for name in ("run.yaml", place.photo.name))
-    told = place.run("predict", spec, photo, "--stage", "tuned", "--top", "2", *place.here)
+    told = answer("predict", spec, photo, "--stage", "tuned", "--top", "2", *place.here)
     assert image.top[0].class_name in told
     assert [it.name for it in elsewhere.iterdir()] == ["photo.png.attention.png"]
+
+
+def seen_photo(
+    place: Place, model: Backbone, look: Look, probabilities: Probabilities = "softmax"
+) -> Seen:
+    data = place.photo.read_bytes()
+    return look_at(model, data, name="photo", look=look, probabilities=probabilities)
 
 
 @pytest.mark.parametrize(
@@ -305,7 +293,7 @@ def test_attention_is_a_share_of_each_patch(
 ) -> None:
     model = build(tiny_spec(**changes), seed=0).eval()
     randomise(model, seed=1)
-    seen = look_at(model, place.photo.read_bytes(), name="photo", look=look)
+    seen = seen_photo(place, model, look)
     assert seen.attention is not None
     assert seen.attention.shape == model.spec.grid
     assert seen.attention.sum() == pytest.approx(1.0, abs=1e-5)
@@ -318,8 +306,8 @@ def test_attention_is_that_of_its_definition(place: Place, pool: str) -> None:
     model = build(tiny_spec(pool=pool, registers=1), seed=0).eval()
     randomise(model, seed=1)
     found = {
-        look: look_at(model, place.photo.read_bytes(), name="photo", look=look)
-        for look in ("last", "rollout")
+        "last": seen_photo(place, model, "last"),
+        "rollout": seen_photo(place, model, "rollout"),
     }
     pixels = normalise(torch.from_numpy(found["last"].pixels)[None], model.spec)
     maps = [it[0].mean(dim=0).numpy() for it in attention_maps(model, pixels)]
@@ -338,19 +326,44 @@ def test_attention_is_that_of_its_definition(place: Place, pool: str) -> None:
 def test_predict_sees_what_evaluation_sees(place: Place) -> None:
     wanted = np.empty((8, 8, 3), np.uint8)
     render(place.photo.read_bytes(), centre_box((30, 40), (8, 8)), wanted)
-    seen = look_at(place.model, place.photo.read_bytes(), name="photo", look="last")
+    seen = seen_photo(place, place.model, "last")
     assert np.array_equal(seen.pixels, wanted)
     with torch.no_grad():
         logits = place.model(normalise(torch.from_numpy(wanted)[None], place.model.spec))
     assert seen.probabilities is not None
     assert torch.equal(torch.from_numpy(seen.probabilities), logits[0].softmax(dim=0))
+    asked = seen_photo(place, place.model, "last", "sigmoid").probabilities
+    assert asked is not None
+    assert torch.equal(torch.from_numpy(asked), logits[0].sigmoid())
+
+
+def test_a_model_of_sigmoids_stays_one_on_its_way(place: Place, tmp_path: Path) -> None:
+    model = build(tiny_spec(), seed=0).eval()
+    randomise(model, seed=1)
+    saved = SavedModel(
+        spec=model.spec, class_names=CLASSES, probabilities="sigmoid", trained_steps=1
+    )
+    save_model(tmp_path / "vit", dict(model.named_parameters()), saved)
+    assert "eel, a sigmoid for each" in answer("model", "info", str(tmp_path / "vit"))
+    words = ("model", "export", str(tmp_path / "vit"), "--layout")
+    told = answer(*words, "google", "--out", str(tmp_path / "vit.npz"))
+    assert "probabilities are sigmoids of the logits, which the layout google" in told
+    answer(*words, "safetensors", "--out", str(tmp_path / "vit.safetensors"))
+    back = str(tmp_path / "back")
+    answer("model", "import", str(tmp_path / "vit.safetensors"), "--out", back)
+    found = document(PredictDocument, "predict", back, str(place.photo), "--out", str(tmp_path))
+    asked = seen_photo(place, model, "last", "sigmoid").probabilities
+    assert asked is not None
+    top = [it.probability for it in found.images[0].top]
+    assert top == pytest.approx(sorted(asked.tolist(), reverse=True))
+    assert "do not add up to one" in found.notes[0]
 
 
 def test_a_model_without_a_head_says_so_and_still_looks(place: Place, tmp_path: Path) -> None:
     model = build(tiny_spec(num_classes=0), seed=0)
     saved = SavedModel(spec=model.spec, class_names=(), trained_steps=0)
     save_model(tmp_path / "vit", dict(model.named_parameters()), saved)
-    found = place.document(
+    found = document(
         PredictDocument, "predict", str(tmp_path / "vit"), str(place.photo), "--out", str(tmp_path)
     )
     assert found.images[0].top == ()
@@ -362,7 +375,7 @@ def test_axial_blocks_and_unnamed_classes_are_told(place: Place, tmp_path: Path)
     model = build(tiny_spec(axial=True, pool="gap"), seed=0)
     saved = SavedModel(spec=model.spec, class_names=(), trained_steps=0)
     save_model(tmp_path / "vit", dict(model.named_parameters()), saved)
-    found = place.document(
+    found = document(
         PredictDocument, "predict", str(tmp_path / "vit"), str(place.photo), "--out", str(tmp_path)
     )
     assert found.images[0].overlay is None
@@ -373,21 +386,21 @@ def test_axial_blocks_and_unnamed_classes_are_told(place: Place, tmp_path: Path)
 def test_images_that_cannot_be_looked_at(place: Place, tmp_path: Path) -> None:
     words = ("predict", place.artifact)
     with pytest.raises(UsageError, match="there is no image"):
-        place.run(*words, "no.jpg", *place.here)
+        answer(*words, "no.jpg", *place.here)
     (tmp_path / "text.jpg").write_text("no image")
     with pytest.raises(DataError, match=r"text.jpg is refused \(not_image\)"):
-        place.run(*words, str(tmp_path / "text.jpg"), *place.here)
+        answer(*words, str(tmp_path / "text.jpg"), *place.here)
     with pytest.raises(UsageError, match="two images have one name"):
-        place.run(*words, str(place.photo), str(place.photo), *place.here)
+        answer(*words, str(place.photo), str(place.photo), *place.here)
 
 
 def test_bad_files_end_with_the_designs_codes(place: Place, tmp_path: Path) -> None:
     torch.save({"conv_stem.weight": torch.zeros(3)}, tmp_path / "net.pth")
     with pytest.raises(SpecError, match="no Vision Transformer that is known"):
-        place.run("model", "import", str(tmp_path / "net.pth"))
+        answer("model", "import", str(tmp_path / "net.pth"))
     (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04")
     with pytest.raises(IntegrityError, match="cut off or damaged"):
-        place.run("model", "info", str(tmp_path / "cut.npz"))
+        answer("model", "info", str(tmp_path / "cut.npz"))
     assert vitrail("model", "import", str(tmp_path / "net.pth"), cwd=tmp_path).code == 3
     done = vitrail("model", "info", str(tmp_path / "cut.npz"), cwd=tmp_path)
     assert (done.code, done.stdout) == (6, "")

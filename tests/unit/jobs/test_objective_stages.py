@@ -13,11 +13,11 @@ from jobs.train_worker import CHECKPOINTS
 from pipeline.model.saved import load_model
 from schemas.errors import PausedError, VitrailError
 from schemas.evaluation import EvaluateSpec
-from schemas.manifest import DATASET_FOLDER
 from schemas.runs import InputArtifact
 from schemas.training import FinetuneSpec, PretrainSpec
-from tests.support.datasets import small_set
 from tests.support.stages import StageRun, run_stage
+
+pytestmark = pytest.mark.usefixtures("torch_is_left_as_it_was")
 
 COMMON: dict[str, Any] = {
     "data": "corpus",
@@ -42,29 +42,6 @@ OBJECTIVES = {
     "mae": {"type": "mae", "decoder_width": 12, "decoder_depth": 1, "decoder_heads": 3},
     "masked_patch": {"type": "masked_patch"},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _torch_is_left_as_it_was() -> Any:
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.use_deterministic_algorithms(deterministic)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> InputArtifact:
-    folder = tmp_path_factory.mktemp("corpus")
-    shards = small_set(folder, per_class=8)
-    (folder / "out").rename(folder / DATASET_FOLDER)
-    return InputArtifact(
-        stage="corpus",
-        kind="ingest",
-        artifact="ingest-1",
-        digest=shards.digest,
-        path=str(folder),
-        split=None,
-        metrics={},
-    )
 
 
 def pretrain(objective: dict[str, Any], **changes: Any) -> PretrainSpec:
@@ -122,7 +99,7 @@ def test_an_encoder_cannot_be_evaluated_and_says_so(
     encoder: StageRun, corpus: InputArtifact, tmp_path: Path
 ) -> None:
     spec = EvaluateSpec.parse({"data": "corpus@train", "model": "encoder"})
-    inputs = {"data": corpus.revise(split="train"), "model": encoder.at(None)}
+    inputs = {"data": corpus, "model": encoder.at(None)}
     with pytest.raises(VitrailError, match="the model knows 0 classes"):
         run_stage(evaluate.run, spec, tmp_path / "accuracy", inputs=inputs)
 
@@ -175,7 +152,9 @@ def test_a_teacher_of_another_size_is_refused_before_anything_runs(
         run_stage(train.run, spec, tmp_path / "student", inputs=inputs, seed=3)
 
 
-def test_a_sigmoid_head_begins_where_it_is_told(corpus: InputArtifact, tmp_path: Path) -> None:
+def test_a_sigmoid_head_begins_where_it_is_told_and_is_measured_by_sigmoids(
+    corpus: InputArtifact, tmp_path: Path
+) -> None:
     spec = pretrain(
         {"type": "supervised", "loss": "sigmoid", "head_bias": -10.0},
         optim={"peak_lr": 1e-9},
@@ -184,3 +163,13 @@ def test_a_sigmoid_head_begins_where_it_is_told(corpus: InputArtifact, tmp_path:
     made = run_stage(train.run, spec, tmp_path / "sigmoid", inputs={"data": corpus}, seed=3)
     bias = load_file(made.path / "model" / "model.safetensors")["head.bias"]
     assert bias.tolist() == pytest.approx([-10.0] * 3, abs=1e-6)
+    _, saved = load_model(made.path / "model")
+    assert saved.probabilities == "sigmoid"
+    measured = run_stage(
+        evaluate.run,
+        EvaluateSpec.parse({"data": "corpus@train", "model": "sigmoid"}),
+        tmp_path / "accuracy",
+        inputs={"data": corpus, "model": made.at(None)},
+    )
+    # It says no to every class; of three it is wrong about one.
+    assert measured.output.metrics["train/nll"] == pytest.approx(10.0, abs=1e-3)

@@ -14,12 +14,12 @@ from jobs import train
 from jobs.train_worker import CHECKPOINTS, TrainPlan, run_alone
 from pipeline.model.saved import load_model
 from schemas.errors import OutOfMemoryError, PausedError
-from schemas.manifest import DATASET_FOLDER
 from schemas.report import SearchReport
 from schemas.runs import InputArtifact
 from schemas.training import FinetuneSpec, PretrainSpec
-from tests.support.datasets import small_set
 from tests.support.stages import StageRun, run_stage
+
+pytestmark = pytest.mark.usefixtures("torch_is_left_as_it_was")
 
 COMMON: dict[str, Any] = {
     "data": "corpus",
@@ -32,29 +32,6 @@ COMMON: dict[str, Any] = {
 }
 MODEL = {"width": 24, "depth": 1, "num_heads": 3, "mlp_dim": 32, "patch_px": 4, "image_px": 8}
 PRETRAIN = PretrainSpec.parse({**COMMON, "model": MODEL})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _torch_is_left_as_it_was() -> Any:
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.use_deterministic_algorithms(deterministic)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> InputArtifact:
-    folder = tmp_path_factory.mktemp("corpus")
-    shards = small_set(folder, per_class=8)
-    (folder / "out").rename(folder / DATASET_FOLDER)
-    return InputArtifact(
-        stage="corpus",
-        kind="ingest",
-        artifact="ingest-1",
-        digest=shards.digest,
-        path=str(folder),
-        split=None,
-        metrics={},
-    )
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import TypeAdapter
 
+from pipeline.model.backbone import Backbone
+from pipeline.model.building import build as build_any
 from pipeline.model.interchange import save
 from pipeline.model.interchange_names import parameter_shapes
 from pipeline.model.vit import build
+from schemas.backbones import BackboneSpec, HFModel, ResNetModel, TimmModel
 from schemas.errors import SpecError
-from schemas.model import ModelSpec, ResNetStemSpec, ViTSpec
+from schemas.model import ModelSpec, ResNetStemSpec
+from tests.support import foreign
 from tests.support.foreign import noise, randomise
 from tests.support.models import tiny_spec
 
@@ -42,8 +47,44 @@ def test_logits_are_those_of_eager(tmp_path: Path, changes: dict[str, Any]) -> N
     runtime = pytest.importorskip("onnxruntime", reason="extra `parity`")
     model = build(tiny_spec(**changes), seed=0).eval()
     randomise(model, seed=1)
-    file = tmp_path / "vit.onnx"
-    save(file, "onnx", model.spec, dict(model.named_parameters()), class_names=("a", "b"))
+    _same_logits(model, tmp_path, runtime)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ResNetModel(blocks=(1, 2), width=32, image_px=(40, 32)),
+        TimmModel(
+            name="swin_tiny_patch4_window7_224",
+            image_px=16,
+            options={"embed_dim": 12, "depths": (1, 1), "num_heads": (1, 2), "window_size": 2},
+        ),
+        TimmModel(name="resnet10t", image_px=32),
+        HFModel(
+            model_type="convnext",
+            image_px=16,
+            options={"hidden_sizes": (8, 16), "depths": (1, 1), "num_stages": 2},
+        ),
+    ],
+    ids=lambda spec: spec.type,
+)
+def test_logits_of_other_backbones_are_those_of_eager(
+    tmp_path: Path, spec: ResNetModel | TimmModel | HFModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxscript", reason="extra `onnx`")
+    runtime = pytest.importorskip("onnxruntime", reason="extra `parity`")
+    if spec.type == "timm":
+        foreign.timm()
+    if spec.type == "hf":
+        foreign.transformers(monkeypatch)
+    model = build_any(spec.resolved(num_classes=5), seed=0).eval()
+    randomise(model, seed=1)
+    _same_logits(model, tmp_path, runtime)
+
+
+def _same_logits(model: Backbone, folder: Path, runtime: Any) -> None:
+    file = folder / "model.onnx"
+    save(file, "onnx", model.spec, model.state_dict(), class_names=("a", "b"))
     session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
     for samples in (1, 3):
         pixels = noise(model.spec.image_px, seed=2, samples=samples)
@@ -53,8 +94,10 @@ def test_logits_are_those_of_eager(tmp_path: Path, changes: dict[str, Any]) -> N
         assert found.shape == wanted.shape
         assert np.abs(found - wanted).max() <= 1e-4
     properties = session.get_modelmeta().custom_metadata_map
-    assert ViTSpec.model_validate_json(properties["vitrail_spec"]) == model.spec
+    said = TypeAdapter(BackboneSpec).validate_json(properties["vitrail_spec"])
+    assert said == model.spec
     assert json.loads(properties["class_names"]) == ["a", "b"]
+    assert properties["probabilities"] == "softmax"
     assert [it.name for it in session.get_outputs()] == [
         "logits" if model.spec.num_classes else "features"
     ]
