@@ -137,6 +137,7 @@ def _write_by_two(root: Path, step: int) -> None:
         root,
         CheckpointState(
             step=step,
+            updates=step,
             **_identity().__dict__,
             world_size=2,
             engine="deepspeed-zero1",

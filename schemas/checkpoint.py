@@ -53,7 +53,9 @@ class CheckpointState(Spec):
 
     schema_version: Semantic[Literal[1]] = 1
     step: Semantic[int] = Field(ge=0)
-    """Optimizer steps done."""
+    """Steps done."""
+    updates: Semantic[int] = Field(ge=0)
+    """Of the optimizer: the steps whose loss and gradients were finite."""
     key: Semantic[str]
     """Key of the stage that is training; a checkpoint of another key is refused."""
     data_digest: Semantic[str]

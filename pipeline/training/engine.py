@@ -1,6 +1,7 @@
 """What the loop needs of an engine, and the single-process reference that all others must equal."""
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ class Engine(Protocol):
     rank: int
     world_size: int
     updates: int
-    """Optimizer updates done."""
+    """Optimizer updates done; a step whose gradients are not finite makes none."""
 
     def forward_backward(self, micro_batches: Sequence[LabelledBatch], *, step: int) -> float:
         """Gradients of one optimizer step from this rank's share; all ranks call it.
@@ -57,7 +58,18 @@ class Engine(Protocol):
         ...
 
     def step(self, learning_rate: float) -> float:
-        """Clip, update with this rate, forget the gradients; the norm before clipping."""
+        """Clip, update with this rate, forget the gradients.
+
+        Nothing is updated where the norm of the gradients is not finite: weights, moments, averages
+        and `updates` are as before. A loss that is not finite makes such gradients.
+
+        Returns:
+            The norm before clipping; all ranks get the same.
+        """
+        ...
+
+    def skip(self) -> None:
+        """Forget the gradients of a loss that was not finite; nothing is updated."""
         ...
 
     def loss(self, batch: LabelledBatch) -> float:
@@ -88,8 +100,8 @@ class Engine(Protocol):
         """
         ...
 
-    def load(self, folder: Path, step: int) -> None:
-        """Take over the weights and moments of a checkpoint after `step` steps, from any world."""
+    def load(self, folder: Path, updates: int) -> None:
+        """Take over the state of a checkpoint after so many updates, from any world."""
         ...
 
     def agree(self, flag: bool) -> bool:  # noqa: FBT001 - a vote
@@ -140,20 +152,25 @@ class TorchEngine:
         for index, batch in enumerate(micro_batches):
             seed_dropout(self.spec.seed, step=step, micro_step=index, rank=self.rank)
             loss = self._loss(batch) / len(micro_batches)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch's own gap
+            with_honest_gradients(loss).backward()  # type: ignore[no-untyped-call]  # torch's gap
             total += loss.detach()
         return float(total)
 
     def step(self, learning_rate: float) -> float:
         """See `Engine`."""
         norm = clip_gradients(self.model, self.spec.optim.clip_norm)
-        write_learning_rate(self.optimizer, learning_rate)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        parameters = self.model.parameters()
-        update_averages(self.optimizer, parameters, self.spec.optim, done=self.updates)
-        self.updates += 1
+        if math.isfinite(norm):
+            write_learning_rate(self.optimizer, learning_rate)
+            self.optimizer.step()
+            parameters = self.model.parameters()
+            update_averages(self.optimizer, parameters, self.spec.optim, done=self.updates)
+            self.updates += 1
+        self.skip()
         return norm
+
+    def skip(self) -> None:
+        """See `Engine`."""
+        self.optimizer.zero_grad(set_to_none=True)
 
     def loss(self, batch: LabelledBatch) -> float:
         """See `Engine`."""
@@ -188,7 +205,7 @@ class TorchEngine:
         """See `Engine`."""
         return named_tensors(self.state(), buffers=self.buffers())
 
-    def load(self, folder: Path, step: int) -> None:
+    def load(self, folder: Path, updates: int) -> None:
         """See `Engine`."""
         found = load_weights(self.model, folder)
         keys = state_names(self.spec.optim)
@@ -197,8 +214,8 @@ class TorchEngine:
             for key, tensor in zip(keys, found[name], strict=True):
                 kept[key].copy_(tensor)
             if "step" in kept:
-                kept["step"].fill_(step)
-        self.updates = step
+                kept["step"].fill_(updates)
+        self.updates = updates
         rewrite_groups(self.optimizer, self.spec.optim)
 
     def agree(self, flag: bool) -> bool:  # noqa: FBT001 - a vote
@@ -219,6 +236,14 @@ def clip_gradients(model: torch.nn.Module, clip_norm: float | None) -> float:
         for gradient in gradients:
             gradient.mul_(scale)
     return float(norm)
+
+
+def with_honest_gradients(loss: Tensor) -> Tensor:
+    """The loss; where it is not finite, all its gradients are NaN, although some would be finite.
+
+    So that whoever looks at the gradients alone, as DeepSpeed does, sees it too.
+    """
+    return loss * (1.0 + (loss - loss).detach())
 
 
 def seed_dropout(seed: int, *, step: int, micro_step: int, rank: int) -> None:

@@ -81,7 +81,7 @@ class CheckpointKeeper:
         folder = self._root / checkpoint.step_folder(step)
         state = CheckpointState.model_validate_json((folder / CHECKPOINT_STATE).read_text())
         self._check_identity(folder, state)
-        engine.load(folder, step)
+        engine.load(folder, state.updates)
         self._check_probe(folder, state.probe_loss, engine.loss(self._probe))
         if engine.rank == 0:
             self._say(f"goes on from step {step}, written by {state.engine} x{state.world_size}")
@@ -102,6 +102,7 @@ class CheckpointKeeper:
         engine.highest(0)  # nobody writes before the folder is there
         state = CheckpointState(
             step=step,
+            updates=engine.updates,
             **self._identity.__dict__,
             world_size=engine.world_size,
             engine=engine.name,

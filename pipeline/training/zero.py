@@ -5,6 +5,7 @@ the torch process group exists already.
 """
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,7 @@ from pipeline.training.engine import (
     load_weights,
     seed_dropout,
     to_cpu,
+    with_honest_gradients,
 )
 from pipeline.training.objectives.common import LabelledBatch
 from pipeline.training.optimizer import (
@@ -155,7 +157,7 @@ class DeepSpeedEngine:
                 engine.step()  # off the boundary: only counts the micro-step
             seed_dropout(self.spec.seed, step=step, micro_step=index, rank=self.rank)
             loss = self.spec.objective(engine, batch)
-            engine.backward(loss)
+            engine.backward(with_honest_gradients(loss))
             total += loss.detach()
         total /= len(micro_batches) * self.world_size
         dist.all_reduce(total)
@@ -165,13 +167,22 @@ class DeepSpeedEngine:
         """See `Engine`."""
         engine = self._engine
         norm = None if self.zero.stage else clip_gradients(self.model, self.spec.optim.clip_norm)
+        if norm is not None and not math.isfinite(norm):
+            # The step then finds nothing to do; the other stages see it for themselves.
+            engine.zero_grad()
         optimizer = self._torch_optimizer(engine)
         write_learning_rate(optimizer, learning_rate)
         engine.step()
-        tensors = self._flat_tensors(engine)
-        update_averages(optimizer, tensors, self.spec.optim, done=self.updates)
-        self.updates += 1
-        return float(engine.get_global_grad_norm()) if norm is None else norm
+        norm = float(engine.get_global_grad_norm()) if norm is None else norm
+        if math.isfinite(norm):
+            tensors = self._flat_tensors(engine)
+            update_averages(optimizer, tensors, self.spec.optim, done=self.updates)
+            self.updates += 1
+        return norm
+
+    def skip(self) -> None:
+        """See `Engine`."""
+        self.step(0.0)
 
     def loss(self, batch: LabelledBatch) -> float:
         """See `Engine`."""
@@ -216,7 +227,7 @@ class DeepSpeedEngine:
         own = [named for i, named in numbered if i % self.world_size == self.rank]
         return named_tensors(own, buffers=None if self.rank else self.buffers())
 
-    def load(self, folder: Path, step: int) -> None:
+    def load(self, folder: Path, updates: int) -> None:
         """See `Engine`; must come before anything else, since ZeRO-3 gives weights away.
 
         Raises:
@@ -232,8 +243,8 @@ class DeepSpeedEngine:
                 self._place(parameter, key, tensor)
         for tensor in self._flat_tensors(engine):
             if "step" in optimizer.state[tensor]:
-                optimizer.state[tensor]["step"].fill_(step)
-        self.updates = step
+                optimizer.state[tensor]["step"].fill_(updates)
+        self.updates = updates
         rewrite_groups(optimizer, self.spec.optim)
 
     def _place(self, parameter: Any, key: str, whole: Tensor) -> None:

@@ -1,5 +1,7 @@
 """ZeRO on two processes computes what plain torch computes on one; checkpoints cross worlds."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from tests.support.training import (
     OPTIM,
     RESNET,
     FakeLoader,
+    Spoiled,
     engine_spec,
     mae_engine_parts,
     model,
@@ -32,8 +35,11 @@ CROSSINGS = [(0, 3), (1, 2), (2, 0), (3, 1)]
 @pytest.fixture(scope="module")
 def references() -> dict[str, Outcome]:
     """One process of plain torch: without chances, with skipped branches and patches, and more."""
+    averaged = engine_spec(optim=AVERAGED)
+    spoiled = replace(averaged, objective=Spoiled(averaged.objective))
     return {
-        "plain": alone(model(), engine_spec(optim=AVERAGED)),
+        "plain": alone(model(), averaged),
+        "spoiled": alone(model(), spoiled),
         "noisy": alone(model(NOISY), engine_spec(NOISY)),
         "resnet": alone(model(RESNET), engine_spec(RESNET, STEADY), FakeLoader(RESNET)),
         "mae": alone(*mae_engine_parts()),
@@ -56,6 +62,9 @@ def two_ranks(folder: Path) -> dict[str, Outcome]:
     saved = {s: {"checkpoints": str(folder / f"from{s}"), "optim": AVERAGED} for s in range(4)}
     runs = [ZeroRun(f"zero{s}", s, **saved[s]) for s in range(4)]
     runs.append(ZeroRun("accumulated", 2, accumulation=2))
+    runs += [
+        ZeroRun(f"spoiled{s}", s, accumulation=2, spoiled=True, optim=AVERAGED) for s in range(4)
+    ]
     runs.append(ZeroRun("bf16", 2, precision="bf16"))
     runs.append(ZeroRun("noisy", 3, accumulation=2, spec=NOISY, recompute=True))
     runs.append(ZeroRun("resnet3", 3, spec=RESNET, optim=STEADY, recompute=True))
@@ -138,6 +147,23 @@ def test_averages_go_on_in_another_world_and_stage(
     assert outcome.found.keys() == stored.keys()
     for name, state in stored.items():
         assert torch.equal(outcome.found[name], state.average), name
+    assert furthest(outcome.saved, reference.saved) <= TOLERANCE
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_what_is_not_finite_on_one_rank_updates_nothing_anywhere(
+    stage: int, references: dict[str, Outcome], two_ranks: dict[str, Outcome]
+) -> None:
+    outcome, reference = two_ranks[f"spoiled{stage}"], references["spoiled"]
+    bad = {*Spoiled.BAD_GRADIENTS, *Spoiled.BAD_LOSSES}
+    assert outcome.updates == reference.updates == STEPS - len(bad)
+    assert {step for step, loss in outcome.losses.items() if math.isinf(loss)} == {9}
+    assert {step for step, norm in outcome.norms.items() if not math.isfinite(norm)} == {3, 4}
+    finite = [step for step in range(STEPS) if step not in bad]
+    for found, expected in ((outcome.losses, reference.losses), (outcome.norms, reference.norms)):
+        wanted = pytest.approx([expected[step] for step in finite], abs=TOLERANCE, rel=TOLERANCE)
+        assert [found[step] for step in finite] == wanted
+    assert furthest_weight(outcome, reference) <= TOLERANCE
     assert furthest(outcome.saved, reference.saved) <= TOLERANCE
 
 

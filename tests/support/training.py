@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from pipeline.model.backbone import Backbone
 from pipeline.model.mae import MaskedAutoencoder, build_mae
 from pipeline.training.engine import EngineSpec, TorchEngine
 from pipeline.training.keeper import CheckpointKeeper, RunIdentity
-from pipeline.training.objectives.common import Setting
+from pipeline.training.objectives.common import Objective, Setting
 from pipeline.training.objectives.masked import Autoencoding
 from pipeline.training.objectives.supervised import Supervised
 from schemas.backbones import BackboneSpec, ResNetSpec
@@ -102,6 +103,29 @@ def engine_spec(
 ) -> EngineSpec:
     supervised = Supervised(setting(spec), SupervisedSpec(), 0.0)
     return EngineSpec(optim, supervised, precision, CPU, SEED)
+
+
+@dataclass(frozen=True)
+class Spoiled:
+    """An objective that the last sample of the global batch spoils at some steps.
+
+    At one of `BAD_GRADIENTS` the loss is finite and its gradients are not; at one of `BAD_LOSSES`
+    it is the other way round.
+    """
+
+    objective: Objective
+
+    BAD_GRADIENTS: ClassVar = (3, 4)
+    BAD_LOSSES: ClassVar = (9,)
+
+    def __call__(self, model: torch.nn.Module, batch: FakeBatch) -> torch.Tensor:
+        loss = self.objective(model, batch)
+        step = int(batch.places.epoch[0])
+        if next(FakeLoader().batches(step))[0].places.position[-1] not in batch.places.position:
+            return loss
+        if step in self.BAD_GRADIENTS:
+            return loss + (0 * loss).sqrt()
+        return loss + torch.inf if step in self.BAD_LOSSES else loss
 
 
 def setting(spec: BackboneSpec = TINY) -> Setting:

@@ -1,10 +1,11 @@
 """Runs of DeepSpeedEngine in real processes over gloo, several stages in one start-up."""
 
 import json
+import math
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.support.training import (
     OPTIM,
     TINY,
     FakeLoader,
+    Spoiled,
     engine_spec,
     keeper,
     mae_engine_parts,
@@ -45,6 +47,8 @@ class ZeroRun:
     recompute: bool = False
     mae: bool = False
     """Trains a masked autoencoder, not a classifier."""
+    spoiled: bool = False
+    """Some losses and some gradients are not finite."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,12 @@ class Outcome:
     """The same at the start, after a load."""
     expected: dict[str, torch.Tensor]
     """Averages that torch makes of the weights after each step of this run, from its start."""
+    updates: int
 
     @classmethod
     def read(cls, folder: Path, name: str) -> "Outcome":
         """What `write` wrote."""
-        losses, norms = json.loads((folder / f"{name}.json").read_text())
+        losses, norms, updates = json.loads((folder / f"{name}.json").read_text())
         parts: dict[str, dict[str, torch.Tensor]] = {
             part: {} for part in ("weights", "saved", "found", "expected")
         }
@@ -70,14 +75,15 @@ class Outcome:
             part, _, parameter = key.partition("/")
             parts[part][parameter] = tensor
         curves = ({int(step): value for step, value in it.items()} for it in (losses, norms))
-        return cls(*curves, **parts)
+        return cls(*curves, **parts, updates=updates)
 
     def write(self, folder: Path, name: str) -> None:
         """For the process that started this one."""
         parts = ("weights", "saved", "found", "expected")
         tensors = {f"{part}/{key}": it for part in parts for key, it in getattr(self, part).items()}
         save_file(tensors, folder / f"{name}.safetensors")
-        (folder / f"{name}.json").write_text(json.dumps([self.losses, self.norms]))
+        said = json.dumps([self.losses, self.norms, self.updates])
+        (folder / f"{name}.json").write_text(said)
 
 
 def run_world(folder: Path, world_size: int, runs: list[ZeroRun]) -> dict[str, Outcome]:
@@ -122,6 +128,8 @@ def _do_all(rank: int, world_size: int, folder: Path, runs: list[ZeroRun]) -> No
         trained: Backbone | Encoder = model(run.spec)
         if run.mae:
             trained, spec = mae_engine_parts()
+        if run.spoiled:
+            spec = replace(spec, objective=Spoiled(spec.objective))
         trained.recomputes = run.recompute
         engine = DeepSpeedEngine(trained, spec, zero)
         outcome = follow(engine, loader, run.checkpoints, run.optim)
@@ -141,13 +149,16 @@ def follow(
     stream = loader.batches(start)
     for step in range(start, STEPS):
         losses[step] = engine.forward_backward(next(stream), step=step)
-        norms[step] = engine.step(learning_rate(step, OPTIM, STEPS))
+        if math.isfinite(losses[step]):
+            norms[step] = engine.step(learning_rate(step, OPTIM, STEPS))
+        else:
+            engine.skip()
         if keep and step + 1 == STEPS // 2 and start == 0:
             keep.save(engine, step + 1, losses[step], waits=True)
         averages.take(engine)
     weights = {name: state.weight for name, state in engine.state()}
     saved = dict(engine.weights())
-    return Outcome(losses, norms, weights, saved, found, averages.read())
+    return Outcome(losses, norms, weights, saved, found, averages.read(), engine.updates)
 
 
 class AveragedWeights:

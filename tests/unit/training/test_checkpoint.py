@@ -119,7 +119,13 @@ def test_the_commit_waits_for_every_rank(tmp_path: Path) -> None:
     names = sorted(tensors)
     halves = [{name: tensors[name] for name in names[rank::2]} for rank in (0, 1)]
     state = CheckpointState(
-        step=5, **identity().__dict__, world_size=2, engine="x", train_loss=1.0, probe_loss=1.0
+        step=5,
+        updates=5,
+        **identity().__dict__,
+        world_size=2,
+        engine="x",
+        train_loss=1.0,
+        probe_loss=1.0,
     )
     begin(tmp_path, 5)
     committed: list[bool] = []

@@ -1,12 +1,14 @@
 """The loop: learning, stopping, going on, and what it tells."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from pipeline.model.vit import KEY_BIAS
 from pipeline.training.engine import TorchEngine
 from pipeline.training.loop import TrainResult, Watch, train
 from schemas.errors import PausedError, StageFailedError
@@ -19,8 +21,11 @@ from tests.support.training import (
     TINY,
     FakeLoader,
     Recorded,
+    Spoiled,
     StopAfter,
+    engine_spec,
     keeper,
+    model,
     torch_engine,
 )
 
@@ -110,6 +115,26 @@ def test_moments_and_averages_survive_with_either_optimizer(algorithm: str, tmp_
         assert torch.equal(state.weight, ends[1][name].weight)
         assert torch.equal(state.moments[0], ends[1][name].moments[0])
         assert torch.equal(state.average, ends[1][name].average)
+
+
+def test_gradients_that_are_not_finite_change_nothing(tmp_path: Path) -> None:
+    optim = OPTIM.revise(ema_decay=0.8)
+    spec = engine_spec(optim=optim)
+    engine = TorchEngine(model(), replace(spec, objective=Spoiled(spec.objective)))
+    stream = FakeLoader(micro_batch=8).batches(0)
+    for step in range(12):
+        before = dict(engine.state())
+        loss = engine.forward_backward(next(stream), step=step)
+        finite = math.isfinite(engine.step(1e-3))
+        assert finite == (step not in (*Spoiled.BAD_GRADIENTS, *Spoiled.BAD_LOSSES))
+        assert math.isinf(loss) == (step in Spoiled.BAD_LOSSES)
+        for name, state in engine.state():
+            now, old = ((it.weight, *it.kept) for it in (state, before[name]))
+            same = all(torch.equal(a, b) for a, b in zip(now, old, strict=True))
+            assert same != finite or name.endswith(KEY_BIAS)
+    assert engine.updates == 9
+    counts = {int(engine.optimizer.state[it]["step"]) for it in engine.model.parameters()}
+    assert counts == {9}
 
 
 def test_without_averages_the_model_is_the_weights() -> None:
