@@ -93,18 +93,19 @@ def alive(folder: Path) -> list[int]:
 
 
 def train_and_die_once(config: dict[str, Any]) -> dict[str, Any]:
-    """Train; the first gang loses rank 1 with SIGKILL while steps after a checkpoint are done."""
+    """Train; the first gang loses rank 1 by a signal while steps after a checkpoint are done."""
     from jobs.train_worker import CHECKPOINTS, run_in_gang
 
     mark = Path(config["mark"])
     checkpoint = config["plan"].progress / CHECKPOINTS / config["after"]
     if torch.distributed.get_rank() == 1 and not mark.exists():
-        threading.Thread(target=_die_after, args=(checkpoint, mark), daemon=True).start()
+        words = (checkpoint, mark, config["signal"])
+        threading.Thread(target=_die_after, args=words, daemon=True).start()
     return run_in_gang(config)
 
 
-def _die_after(checkpoint: Path, mark: Path) -> None:
+def _die_after(checkpoint: Path, mark: Path, number: int) -> None:
     while not checkpoint.exists():
         time.sleep(0.005)
-    mark.touch()
-    os.kill(os.getpid(), signal.SIGKILL)
+    mark.write_text(str(os.getpid()))
+    os.kill(os.getpid(), number)
