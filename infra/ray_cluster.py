@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -66,7 +67,10 @@ def cluster(address: str | None, *, code: Path | None = None) -> Iterator[Any]:
         if code is not None:
             options["runtime_env"] = {"working_dir": str(code)}
     try:
-        ray.init(**options)
+        if address is None:
+            _start_deaf_to_sigterm(ray, options)
+        else:
+            ray.init(**options)
     except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
         raise _not_started(address, error) from error
     try:
@@ -74,6 +78,23 @@ def cluster(address: str | None, *, code: Path | None = None) -> Iterator[Any]:
     finally:
         with suppress(Exception):  # shutting down must never hide what happened before it
             ray.shutdown()
+
+
+def _start_deaf_to_sigterm(ray: Any, options: dict[str, Any]) -> None:
+    """Start Ray here so that none of its processes, and none of theirs, ever hears SIGTERM.
+
+    Service managers, batch systems and `timeout` send it to all processes at once. It is for this
+    one to end the others, once the stages have left a checkpoint.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        ray.init(**options)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    # Ray ends them with SIGTERM, and waits a second for each before it takes the signal they hear.
+    for started in ray._private.worker._global_node.all_processes.values():  # noqa: SLF001
+        for each in started:
+            each.process.terminate = each.process.kill
 
 
 def _checked(address: str) -> str:

@@ -20,7 +20,7 @@ from jobs.catch_up import AfterOthers, catch_up, mirror_of
 from jobs.console import print_error, stderr
 from jobs.progress import RunView
 from jobs.results import artifact_path
-from jobs.signals import StopRequests, kill_children
+from jobs.signals import StopRequests, children, kill
 from jobs.stage_task import METRICS_FILE
 from jobs.wiring import cores_of, execute_in_worker, planning_facts
 from jobs.workspace import Workspace
@@ -339,8 +339,9 @@ def _shipped_code(address: str | None) -> Iterator[Path | None]:
 
 def _end_embedded(ray: Any) -> None:
     """End the cluster of this run, and whatever of it would outlive the call."""
+    family = children()  # asked before: those whose parent has ended are nobody's children
     ray.shutdown()
-    kill_children()
+    kill(family)
 
 
 def _catch_up(options: RunOptions, *, say: Callable[[str], None]) -> None:

@@ -2,7 +2,8 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -52,14 +53,18 @@ class StopRequests:
         if self._received == 1:
             self._on_first()
             return
-        kill_children()
+        kill(children())
         os._exit(128 + number)
 
 
-def kill_children() -> None:
-    """Kill every process that this one has started, directly or not."""
-    for child in psutil.Process().children(recursive=True):
-        try:
-            child.kill()
-        except psutil.NoSuchProcess:
-            continue
+def children() -> list[psutil.Process]:
+    """Every process that this one has started, directly or not."""
+    found: list[psutil.Process] = psutil.Process().children(recursive=True)
+    return found
+
+
+def kill(processes: Iterable[psutil.Process]) -> None:
+    """Kill those that still live."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()

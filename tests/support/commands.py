@@ -104,8 +104,8 @@ def interrupted(
         _await_text(cwd / "stderr.txt", when, process)
         family = psutil.Process(process.pid).children(recursive=True)
         for number in signals:
-            # A terminal sends Ctrl-C to the whole group, `vitrail cancel` and Ray to the process.
-            (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+            # As terminals, service managers and batch systems do: to every process at once.
+            os.killpg(process.pid, number)
             time.sleep(0.3)
         stdout, _ = process.communicate(timeout=120)
     gone, alive = psutil.wait_procs(family, timeout=10)
