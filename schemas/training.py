@@ -42,6 +42,10 @@ class OptimSpec(Spec):
     """AdamW's second moment."""
     eps: Semantic[float] = Field(default=1e-8, gt=0)
     """AdamW's denominator."""
+    layer_decay: Semantic[float | None] = Field(default=None, gt=0, le=1)
+    """For fine-tuning: each layer learns at this share of the rate of the layer above it. The head
+    and the last norm have the whole rate, the last block of L this share of it, and patches,
+    positions and tokens its power L + 1. Usual: 0.65 to 0.9. Null: all learn alike."""
     ema_decay: Semantic[float | None] = Field(default=None, gt=0, lt=1)
     """Share of the old average that each update keeps: the model that is saved is then the
     exponential moving average of the weights after each update, such as 0.9999; null saves the last
@@ -292,6 +296,11 @@ class TrainingSpec(StageSpec):
             raise ValueError(
                 f"objective {self.objective.type} uses no labels; leave augment.mixup_alpha, "
                 "cutmix_alpha and label_smoothing at 0"
+            )
+        if not self.objective.uses_labels and self.optim.layer_decay is not None:
+            raise ValueError(
+                f"objective {self.objective.type} trains a decoder that no layer below a head "
+                "stands for; leave optim.layer_decay out"
             )
         return self
 

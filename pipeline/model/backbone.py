@@ -42,6 +42,13 @@ class Backbone(nn.Module, ABC):
         return features_BD if self.head is None else self.head(features_BD)
 
     @abstractmethod
+    def layers(self) -> dict[str, int]:
+        """Parameter -> number of its layer, in the model's order.
+
+        0 is what the blocks stand on, 1 to L are the blocks, and the largest is that of the head.
+        """
+
+    @abstractmethod
     def forward_grid(self, pixels_BCHW: Tensor) -> Tensor:
         """Normalised pixels [B, C, H, W] -> features in their places, [B, R, Q, D].
 

@@ -7,6 +7,7 @@ B batch, C channels, H W pixels, R Q rows and columns of a grid, N T tokens, D f
 """
 
 import difflib
+import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.model.backbone import Backbone, refuse_noise
+from pipeline.model.layers import number_layers
 from pipeline.model.noise import ForwardNoise
 from schemas.backbones import INSTALL, HFSpec, Option, TimmSpec
 from schemas.errors import SpecError
@@ -45,6 +47,8 @@ OURS_OF_HF = {
 }
 _BOXES = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _CLASS_TOKENS = 1
+_HF_BLOCK = re.compile(r"\.(?:layers?|blocks?|stages?|h)\.\d+\.(?:(?:layers?|blocks?)\.\d+\.)?")
+"""A block, or one of a stage."""
 
 
 def build_foreign(spec: TimmSpec | HFSpec, *, seed: int) -> "ForeignBackbone":
@@ -117,6 +121,12 @@ class ForeignBackbone(Backbone):
     def _recompute(self, value: bool) -> None:  # noqa: FBT001 - a setting
         raise NotImplementedError
 
+    def _no_layers(self) -> SpecError:
+        return SpecError(
+            f"it is not known what the layers of {in_words(self.spec)} are; leave "
+            "optim.layer_decay out"
+        )
+
 
 class TimmBackbone(ForeignBackbone):
     """A model of timm without its head."""
@@ -128,6 +138,25 @@ class TimmBackbone(ForeignBackbone):
     def _pooled(self, pixels_BCHW: Tensor) -> Tensor:
         features_BD: Tensor = self.body(pixels_BCHW)
         return features_BD
+
+    def layers(self) -> dict[str, int]:
+        """Parameter -> number of its layer: timm's own, and one above them for our head.
+
+        The last norm of a ViT then belongs to the last block.
+
+        Raises:
+            SpecError: If timm does not say what the layers of this model are.
+        """
+        body: Any = self.body
+        library = timm()
+        try:
+            matcher = body.group_matcher(coarse=False)
+            found = library.models.group_parameters(body, matcher, reverse=True)
+        except (AttributeError, NotImplementedError, AssertionError) as error:
+            raise self._no_layers() from error
+        top = max(found.values()) + 1
+        names = (name for name, _ in self.named_parameters())
+        return {name: found.get(name.removeprefix("body."), top) for name in names}
 
     def forward_grid(self, pixels_BCHW: Tensor) -> Tensor:
         """Normalised pixels [B, 3, H, W] -> features in their places, [B, R, Q, D].
@@ -168,6 +197,17 @@ class HFBackbone(ForeignBackbone):
             return pooled.flatten(1)
         last: Tensor = seen.last_hidden_state
         return last.mean(dim=(2, 3)) if last.ndim == 4 else last.mean(dim=1)
+
+    def layers(self) -> dict[str, int]:
+        """Parameter -> number of its layer, by the names that `transformers` gives to blocks.
+
+        Raises:
+            SpecError: If no name is one of a block.
+        """
+        found = number_layers((name for name, _ in self.named_parameters()), _HF_BLOCK)
+        if max(found.values()) == 1:
+            raise self._no_layers()
+        return found
 
     def forward_grid(self, pixels_BCHW: Tensor) -> Tensor:
         """Normalised pixels [B, 3, H, W] -> features in their places, [B, R, Q, D].

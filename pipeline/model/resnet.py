@@ -6,6 +6,8 @@ B batch, C channels, H W cells of a grid, D features, K classes; kernels are [ou
 width]. The hybrids' stem beside it normalises after each convolution, this network before.
 """
 
+import re
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name everybody knows
@@ -13,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline.model.backbone import Backbone, refuse_noise
 from pipeline.model.initial import lecun_normal
+from pipeline.model.layers import number_layers
 from pipeline.model.noise import ForwardNoise
 from pipeline.model.stem import standardise
 from schemas.backbones import ResNetSpec
@@ -38,6 +41,9 @@ def build_resnet(spec: ResNetSpec, *, seed: int) -> "ResNet":
                 lecun_normal(weights[name], generator)
     model.load_state_dict(weights, assign=True)
     return model
+
+
+_UNIT = re.compile(r"^stages\.\d+\.\d+\.")
 
 
 class ResNet(Backbone):
@@ -69,6 +75,10 @@ class ResNet(Backbone):
         """
         refuse_noise(noise)
         return self._cells(pixels_BCHW).mean(dim=(2, 3))
+
+    def layers(self) -> dict[str, int]:
+        """Parameter -> number of its layer, each unit being one; see `number_layers`."""
+        return number_layers((name for name, _ in self.named_parameters()), _UNIT)
 
     def forward_grid(self, pixels_BCHW: Tensor) -> Tensor:
         """Normalised pixels [B, 3, H, W] -> the cells of the last stage, [B, R, Q, D]."""

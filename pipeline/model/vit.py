@@ -5,6 +5,8 @@ a position, T all tokens, M patches that stay. Attention, blocks, stem, pooling,
 initial weights have files beside this one. Nothing here knows of training, files or devices.
 """
 
+import re
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -12,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from pipeline.model.backbone import Backbone
 from pipeline.model.block import AxialBlock, Block
 from pipeline.model.initial import initial_weights
+from pipeline.model.layers import number_layers
 from pipeline.model.noise import ForwardNoise
 from pipeline.model.pooling import AttentionPooling
 from pipeline.model.positions import crossed, for_all_tokens, sincos_2d
@@ -176,6 +179,9 @@ class Encoder(nn.Module):
         return out
 
 
+_BLOCK = re.compile(r"^blocks\.\d+\.")
+
+
 class ViT(Encoder, Backbone):
     """The model that `spec` describes; `build` gives it its initial weights."""
 
@@ -226,6 +232,10 @@ class ViT(Encoder, Backbone):
         """Tokens after the last block [B, T, D], as in `encode`; normalised if the spec says so."""
         tokens_BTD = self.encode(self.embed(pixels_BCHW), noise)
         return self.norm(tokens_BTD) if self.spec.norm_at == "tokens" else tokens_BTD
+
+    def layers(self) -> dict[str, int]:
+        """Parameter -> number of its layer; see `number_layers`."""
+        return number_layers((name for name, _ in self.named_parameters()), _BLOCK)
 
     def forward_grid(self, pixels_BCHW: Tensor) -> Tensor:
         """Normalised pixels [B, C, H, W] -> tokens of the patches in their places, [B, R, Q, D]."""

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.model.backbone import Backbone
 from schemas.training import OptimSpec
 
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
@@ -16,19 +17,31 @@ stores what belongs to a tensor then does the same with its average."""
 
 
 def parameter_groups(model: nn.Module, optim: OptimSpec) -> list[dict[str, Any]]:
-    """Two groups: with weight decay, and without (biases, norms, positions, class token).
+    """Two groups for each rate: with weight decay, and without (biases, norms, tokens, positions).
 
-    Every parameter is in exactly one; the order inside a group is that of the model.
+    Every parameter is in exactly one; the order inside a group is that of the model. A group says
+    what `rewrite_groups` goes by: whether it `decays`, and how many layers `below_top` it is.
+
+    Raises:
+        SpecError: If layers should learn at rates of their own and are not known.
     """
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
     kernels = decayed_names(model)
+    depths = _layers_below_top(model) if optim.layer_decay is not None else {}
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        (decayed if name in kernels else plain).append(parameter)
+        groups.setdefault((depths.get(name, 0), name in kernels), []).append(parameter)
+    ordered = sorted(groups, key=lambda group: (-group[0], not group[1]))
     return [
-        {"params": decayed, "weight_decay": optim.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": groups[depth, decays], "decays": decays, "below_top": depth}
+        for depth, decays in ordered
     ]
+
+
+def _layers_below_top(model: nn.Module) -> dict[str, int]:
+    assert isinstance(model, Backbone), "the spec lets only such have rates by layer"  # noqa: S101
+    layers = model.layers()
+    top = max(layers.values())
+    return {name: top - layer for name, layer in layers.items()}
 
 
 def decayed_names(model: nn.Module) -> set[str]:
@@ -61,22 +74,20 @@ def build_optimizer(model: nn.Module, optim: OptimSpec) -> torch.optim.Optimizer
     tensors are grouped.
     """
     groups = parameter_groups(model, optim)
+    optimizer: torch.optim.Optimizer
     if optim.algorithm == "sgd":
-        return torch.optim.SGD(groups, lr=optim.peak_lr, momentum=optim.beta1, foreach=False)
-    return torch.optim.AdamW(
-        groups,
-        lr=optim.peak_lr,
-        betas=(optim.beta1, optim.beta2),
-        eps=optim.eps,
-        foreach=False,
-        fused=False,
-    )
+        optimizer = torch.optim.SGD(groups, lr=optim.peak_lr, momentum=optim.beta1, foreach=False)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=optim.peak_lr, foreach=False, fused=False)
+    rewrite_groups(optimizer, optim)
+    return optimizer
 
 
 def rewrite_groups(optimizer: torch.optim.Optimizer, optim: OptimSpec) -> None:
-    """Put the spec's hyper-parameters into the groups again: a load may have left others."""
-    for group, decay in zip(optimizer.param_groups, (optim.weight_decay, 0.0), strict=True):
-        group["weight_decay"] = decay
+    """Put the spec's hyper-parameters into the groups, again where a load may have left others."""
+    for group in optimizer.param_groups:
+        group["weight_decay"] = optim.weight_decay if group["decays"] else 0.0
+        group["rate_ratio"] = (optim.layer_decay or 1.0) ** group["below_top"]
         if optim.algorithm == "sgd":
             group["momentum"] = optim.beta1
         else:
@@ -84,9 +95,9 @@ def rewrite_groups(optimizer: torch.optim.Optimizer, optim: OptimSpec) -> None:
 
 
 def write_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the rate of every group."""
+    """Set the rate of every group: its layer's share of `rate`."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["rate_ratio"]
 
 
 def materialise(state: dict[str, Any], like: torch.Tensor, optim: OptimSpec) -> None:

@@ -13,8 +13,9 @@ from pipeline.training.engine import EngineSpec, TorchEngine
 from schemas.backbones import TimmModel
 from tests.support import foreign
 from tests.support.training import (
-    AVERAGED,
+    DEEP,
     DROPOUT,
+    LAYERED,
     NOISY,
     OPTIM,
     RESNET,
@@ -27,6 +28,8 @@ from tests.support.training import (
 from tests.support.zero_runs import STEPS, Outcome, ZeroRun, follow, run_world
 
 TOLERANCE = 1e-5
+FEW = 16
+"""Steps, where nothing is averaged or saved."""
 STEADY = OPTIM.revise(algorithm="sgd")
 """Standardised kernels have directions without a gradient; Adam makes steps of rounding."""
 CROSSINGS = [(0, 3), (1, 2), (2, 0), (3, 1)]
@@ -35,14 +38,15 @@ CROSSINGS = [(0, 3), (1, 2), (2, 0), (3, 1)]
 @pytest.fixture(scope="module")
 def references() -> dict[str, Outcome]:
     """One process of plain torch: without chances, with skipped branches and patches, and more."""
-    averaged = engine_spec(optim=AVERAGED)
+    averaged = engine_spec(optim=LAYERED)
     spoiled = replace(averaged, objective=Spoiled(averaged.objective))
     return {
         "plain": alone(model(), averaged),
-        "spoiled": alone(model(), spoiled),
-        "noisy": alone(model(NOISY), engine_spec(NOISY)),
-        "resnet": alone(model(RESNET), engine_spec(RESNET, STEADY), FakeLoader(RESNET)),
-        "mae": alone(*mae_engine_parts()),
+        "spoiled": alone(model(), spoiled, steps=FEW),
+        "noisy": alone(model(NOISY), engine_spec(NOISY), steps=FEW),
+        "deep": alone(model(DEEP), engine_spec(DEEP, LAYERED), steps=FEW),
+        "resnet": alone(model(RESNET), engine_spec(RESNET, STEADY), FakeLoader(RESNET), steps=FEW),
+        "mae": alone(*mae_engine_parts(), steps=FEW),
     }
 
 
@@ -59,16 +63,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def two_ranks(folder: Path) -> dict[str, Outcome]:
     """Every stage from the start, saved in the middle; one of them with accumulation."""
-    saved = {s: {"checkpoints": str(folder / f"from{s}"), "optim": AVERAGED} for s in range(4)}
+    saved = {s: {"checkpoints": str(folder / f"from{s}"), "optim": LAYERED} for s in range(4)}
     runs = [ZeroRun(f"zero{s}", s, **saved[s]) for s in range(4)]
-    runs.append(ZeroRun("accumulated", 2, accumulation=2))
+    runs.append(ZeroRun("accumulated", 2, accumulation=2, optim=LAYERED))
     runs += [
-        ZeroRun(f"spoiled{s}", s, accumulation=2, spoiled=True, optim=AVERAGED) for s in range(4)
+        ZeroRun(f"spoiled{s}", s, accumulation=2, spoiled=True, optim=LAYERED, steps=FEW)
+        for s in range(4)
     ]
-    runs.append(ZeroRun("bf16", 2, precision="bf16"))
-    runs.append(ZeroRun("noisy", 3, accumulation=2, spec=NOISY, recompute=True))
-    runs.append(ZeroRun("resnet3", 3, spec=RESNET, optim=STEADY, recompute=True))
-    runs.append(ZeroRun("mae3", 3, mae=True))
+    deep = {"spec": DEEP, "optim": LAYERED, "steps": FEW}
+    runs += [ZeroRun(f"deep{s}", s, **deep) for s in range(4)]
+    runs.append(ZeroRun("bf16", 2, precision="bf16", optim=LAYERED))
+    runs.append(ZeroRun("noisy", 3, accumulation=2, spec=NOISY, recompute=True, steps=FEW))
+    runs.append(ZeroRun("resnet3", 3, spec=RESNET, optim=STEADY, recompute=True, steps=FEW))
+    runs.append(ZeroRun("mae3", 3, mae=True, steps=FEW))
     dropped = {"accumulation": 2, "spec": DROPOUT, "checkpoints": str(folder / "dropped")}
     runs += [ZeroRun(name, 2, **dropped) for name in ("undisturbed", "resumed")]
     return run_world(folder / "two", 2, runs)
@@ -78,9 +85,7 @@ def two_ranks(folder: Path) -> dict[str, Outcome]:
 def one_rank(folder: Path, two_ranks: dict[str, Outcome]) -> dict[str, Outcome]:
     """Each checkpoint of two ranks gone on from by one rank, with another stage."""
     runs = [
-        ZeroRun(
-            f"{a}to{b}", b, accumulation=2, checkpoints=str(folder / f"from{a}"), optim=AVERAGED
-        )
+        ZeroRun(f"{a}to{b}", b, accumulation=2, checkpoints=str(folder / f"from{a}"), optim=LAYERED)
         for a, b in CROSSINGS
     ]
     return run_world(folder / "one", 1, runs)
@@ -90,6 +95,7 @@ def one_rank(folder: Path, two_ranks: dict[str, Outcome]) -> dict[str, Outcome]:
     ("name", "kind"),
     [
         *((name, "plain") for name in ("zero0", "zero1", "zero2", "zero3", "accumulated")),
+        *((f"deep{stage}", "deep") for stage in range(4)),
         ("noisy", "noisy"),
         ("resnet3", "resnet"),
         ("mae3", "mae"),
@@ -105,7 +111,8 @@ def test_two_ranks_train_as_one_process_does(
 
 
 def test_chances_change_the_course(references: dict[str, Outcome]) -> None:
-    assert references["noisy"].losses != pytest.approx(references["plain"].losses, abs=1e-2)
+    plain = references["plain"].losses
+    assert references["noisy"].losses != pytest.approx({s: plain[s] for s in range(FEW)}, abs=1e-2)
 
 
 def test_a_resumed_run_drops_what_the_undisturbed_one_drops(two_ranks: dict[str, Outcome]) -> None:
@@ -156,10 +163,10 @@ def test_what_is_not_finite_on_one_rank_updates_nothing_anywhere(
 ) -> None:
     outcome, reference = two_ranks[f"spoiled{stage}"], references["spoiled"]
     bad = {*Spoiled.BAD_GRADIENTS, *Spoiled.BAD_LOSSES}
-    assert outcome.updates == reference.updates == STEPS - len(bad)
+    assert outcome.updates == reference.updates == FEW - len(bad)
     assert {step for step, loss in outcome.losses.items() if math.isinf(loss)} == {9}
     assert {step for step, norm in outcome.norms.items() if not math.isfinite(norm)} == {3, 4}
-    finite = [step for step in range(STEPS) if step not in bad]
+    finite = [step for step in range(FEW) if step not in bad]
     for found, expected in ((outcome.losses, reference.losses), (outcome.norms, reference.norms)):
         wanted = pytest.approx([expected[step] for step in finite], abs=TOLERANCE, rel=TOLERANCE)
         assert [found[step] for step in finite] == wanted
@@ -170,15 +177,22 @@ def test_what_is_not_finite_on_one_rank_updates_nothing_anywhere(
 def test_bf16_arithmetic_keeps_fp32_weights_and_stays_close(
     reference: Outcome, two_ranks: dict[str, Outcome]
 ) -> None:
-    engine = TorchEngine(model(), engine_spec(precision="bf16"))
+    engine = TorchEngine(model(), engine_spec(optim=LAYERED, precision="bf16"))
     for found in (follow(engine, FakeLoader(), None).losses, two_ranks["bf16"].losses):
         assert found == pytest.approx(reference.losses, rel=0.05)
         assert found != reference.losses
     assert all(weight.dtype == torch.float32 for weight in two_ranks["bf16"].weights.values())
 
 
-def alone(trained: torch.nn.Module, spec: EngineSpec, loader: FakeLoader | None = None) -> Outcome:
-    return follow(TorchEngine(trained, spec), loader or FakeLoader(), None, spec.optim)
+def alone(
+    trained: torch.nn.Module,
+    spec: EngineSpec,
+    loader: FakeLoader | None = None,
+    *,
+    steps: int = STEPS,
+) -> Outcome:
+    engine = TorchEngine(trained, spec)
+    return follow(engine, loader or FakeLoader(), None, spec.optim, steps=steps)
 
 
 def furthest_weight(found: Outcome, expected: Outcome) -> float:

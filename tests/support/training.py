@@ -39,6 +39,8 @@ DROPOUT = NOISY.revise(dropout=0.2)
 RESNET = ResNetSpec(blocks=(1, 1), width=32, image_px=(32, 32), num_classes=5)
 OPTIM = OptimSpec(peak_lr=3e-3, warmup_steps=3, weight_decay=0.1, clip_norm=1.0)
 AVERAGED = OPTIM.revise(ema_decay=0.9)
+LAYERED = AVERAGED.revise(layer_decay=0.7)
+DEEP = TINY.revise(depth=12)
 KEY = "a" * 64
 CPU = torch.device("cpu")
 SEED = 11

@@ -47,6 +47,7 @@ class ZeroRun:
     recompute: bool = False
     mae: bool = False
     """Trains a masked autoencoder, not a classifier."""
+    steps: int = STEPS
     spoiled: bool = False
     """Some losses and some gradients are not finite."""
 
@@ -132,13 +133,18 @@ def _do_all(rank: int, world_size: int, folder: Path, runs: list[ZeroRun]) -> No
             spec = replace(spec, objective=Spoiled(spec.objective))
         trained.recomputes = run.recompute
         engine = DeepSpeedEngine(trained, spec, zero)
-        outcome = follow(engine, loader, run.checkpoints, run.optim)
+        outcome = follow(engine, loader, run.checkpoints, run.optim, steps=run.steps)
         if rank == 0:
             outcome.write(folder, run.name)
 
 
 def follow(
-    engine: Engine, loader: FakeLoader, checkpoints: str | None, optim: OptimSpec = OPTIM
+    engine: Engine,
+    loader: FakeLoader,
+    checkpoints: str | None,
+    optim: OptimSpec = OPTIM,
+    *,
+    steps: int = STEPS,
 ) -> Outcome:
     """The run of an engine, from the checkpoint if there is one."""
     keep = keeper(Path(checkpoints)) if checkpoints else None
@@ -147,7 +153,7 @@ def follow(
     found = dict(engine.weights()) if start else {}
     averages = AveragedWeights(optim)
     stream = loader.batches(start)
-    for step in range(start, STEPS):
+    for step in range(start, steps):
         losses[step] = engine.forward_backward(next(stream), step=step)
         if math.isfinite(losses[step]):
             norms[step] = engine.step(learning_rate(step, OPTIM, STEPS))
