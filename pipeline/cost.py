@@ -344,7 +344,7 @@ def _steps(spec: PretrainSpec | FinetuneSpec) -> int | None:
     """Optimizer steps of the whole stage, None if they depend on the size of the corpus."""
     search = spec.search if isinstance(spec, FinetuneSpec) else None
     if search is None:
-        return spec.duration.steps
+        return spec.known_steps()
     return sum(search.steps) * len(search.peak_lr) * search.repeats + max(search.steps)
 
 
