@@ -31,11 +31,10 @@ from schemas.checkpoint import MODEL_FILE, MODEL_FOLDER, SavedModel
 from schemas.errors import OutOfMemoryError, SpecError
 from schemas.experiment import STAGE_KINDS
 from schemas.model import ModelChange, ViTSpec
-from schemas.optim import DurationSpec
 from schemas.report import SearchReport
 from schemas.runs import StageRequest
 from schemas.spec import canonical_json
-from schemas.training import FinetuneSpec, PretrainSpec, ResourcesSpec, SearchSpec
+from schemas.training import DurationSpec, FinetuneSpec, PretrainSpec, ResourcesSpec, SearchSpec
 
 GANG_NOTES = "ray"
 SEARCH_FILE = "search.json"
@@ -84,7 +83,7 @@ def _check_statistics(plan: TrainPlan) -> None:
 
 def _plan(request: StageRequest, tools: StageTools) -> TrainPlan:
     kind: Any = STAGE_KINDS[request.spec["kind"]]
-    spec: PretrainSpec | FinetuneSpec = kind.parse(request.spec).in_steps()
+    spec: PretrainSpec | FinetuneSpec = kind.parse(request.spec)
     names = open_data(request, spec).class_names if spec.objective.uses_labels else ()
     model = resolve_model(spec, request, num_classes=len(names))
     if "teacher" in request.inputs:
@@ -156,8 +155,13 @@ def _announcement(plan: TrainPlan) -> str:
     return (
         f"trains {_in_words(model)} on "
         f"{model.image_px[0]} x {model.image_px[1]} px, {_world_in_words(plan)} worker(s), "
-        + ("plain torch" if resources.engine == "torch" else f"ZeRO-{resources.zero_stage}")
+        + ("plain torch" if resources.engine == "torch" else _stage_in_words(resources))
     )
+
+
+def _stage_in_words(resources: ResourcesSpec) -> str:
+    stage = resources.zero_stage
+    return "ZeRO as memory asks for" if stage == "auto" else f"ZeRO-{stage}"
 
 
 def _world_in_words(plan: TrainPlan) -> str:

@@ -4,7 +4,7 @@ import importlib.metadata
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ import torch
 import torch.utils.deterministic
 
 from infra.metric_segments import SegmentLog
+from jobs.device_memory import lowest_of_all, worker_bytes
 from jobs.stage_task import METRICS_FILE, PauseFile, append_line, log_path
+from pipeline.cost import Layout, lay_out
 from pipeline.data.feed.loader import Batch, TrainLoader, probe_batch
 from pipeline.data.feed.mixtures import AnyData, MixedSplit
 from pipeline.data.shards.shard_set import AnySplit, ShardSet
@@ -60,9 +62,10 @@ class TrainPlan:
     """Samples in one forward on one worker, at most; set once memory was short."""
 
     def micro_batch(self, world_size: int) -> int:
-        """Samples in one forward on one worker of a world."""
+        """Samples in one forward on one worker of a world; the most, where memory decides."""
         share = self.spec.batch.global_samples // world_size
-        wanted = self.spec.resources.micro_batch or share
+        given = self.spec.resources.micro_batch
+        wanted = given if isinstance(given, int) else share
         limit = min(wanted, self.largest_micro_batch or wanted)
         # Pairs that are mixed stay together, so that a micro-batch is even then.
         unit = 2 if self.spec.augment.mixes else 1
@@ -109,14 +112,44 @@ def run_in_gang(config: dict[str, Any]) -> dict[str, Any]:
     prepare_torch(plan.spec.resources.threads)
     local = torch.cuda.current_device() if plan.spec.resources.gpus_per_worker else None
     device = torch.device("cpu" if local is None else f"cuda:{local}")
-    world = torch.distributed.get_world_size()
-    micro_batch = plan.micro_batch(world)
-    zero = ZeroSpec(
-        stage=plan.spec.resources.zero_stage,
-        micro_batch=micro_batch,
-        accumulation=plan.spec.batch.global_samples // world // micro_batch,
-    )
+    layout = choose_layout(plan, worker_bytes(plan.spec.resources, device))
+    plan = laid_out(plan, layout)
+    zero = ZeroSpec(layout.zero_stage, layout.micro_batch, layout.accumulation)
     return run_plan(plan, DeepSpeedEngine(trained_model(plan), engine_spec(plan, device), zero))
+
+
+def choose_layout(plan: TrainPlan, device_bytes: int) -> Layout:
+    """What the spec leaves open, the same on all ranks: the smallest device decides. Says it."""
+    alone = not torch.distributed.is_initialized()
+    world = 1 if alone else torch.distributed.get_world_size()
+    room = device_bytes if alone else lowest_of_all(device_bytes)
+    layout = layout_of(plan, world, room)
+    if alone or torch.distributed.get_rank() == 0:
+        _say(plan.request)(
+            f"layout: ZeRO-{layout.zero_stage}, {layout.accumulation} x {layout.micro_batch} "
+            f"samples a step on each of {world} worker(s); {layout.reason}"
+        )
+    return layout
+
+
+def layout_of(plan: TrainPlan, world: int, device_bytes: int) -> Layout:
+    """A pure function of what is known; once memory was short, with half of what it would be."""
+    most = plan.largest_micro_batch
+    layout = lay_out(plan.spec, plan.model, world=world, device_bytes=device_bytes)
+    if most is None:
+        return layout
+    if plan.spec.resources.micro_batch == "auto":
+        most = max(1, min(most, layout.micro_batch // 2))
+    return lay_out(
+        plan.spec, plan.model, world=world, device_bytes=device_bytes, largest_micro_batch=most
+    )
+
+
+def laid_out(plan: TrainPlan, layout: Layout) -> TrainPlan:
+    """The plan with nothing left open."""
+    chosen = {"zero_stage": layout.zero_stage, "micro_batch": layout.micro_batch}
+    resources = plan.spec.resources.revise(**chosen)
+    return replace(plan, spec=plan.spec.revise(resources=resources))
 
 
 @contextmanager
@@ -136,6 +169,7 @@ def run_alone(plan: TrainPlan) -> dict[str, Any]:
     """The single-process reference engine, in this very process."""
     prepare_torch(plan.spec.resources.threads)
     device = torch.device("cuda" if plan.spec.resources.gpus_per_worker else "cpu")
+    plan = laid_out(plan, choose_layout(plan, worker_bytes(plan.spec.resources, device)))
     return run_plan(plan, TorchEngine(trained_model(plan), engine_spec(plan, device)))
 
 

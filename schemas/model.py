@@ -189,6 +189,11 @@ class ViTSpec(Spec):
         return int(self.pool == "cls" and self.class_position) + int(self.distillation_token)
 
     @property
+    def kept_patches(self) -> int:
+        """How many patches `patch_dropout` leaves: rounded down, at least one."""
+        return max(1, int(self.patches * (1.0 - self.patch_dropout)))
+
+    @property
     def tables(self) -> int:
         """Tables of positions."""
         return self.depth if self.position_at == "every_layer" else 1

@@ -1,6 +1,6 @@
 """What a user says of training: optimizer, batch, duration, augmentation, resources."""
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,7 +14,6 @@ from schemas.objectives import (
     MaskedPatchSpec,
     SupervisedSpec,
 )
-from schemas.optim import DurationSpec, OptimSpec
 from schemas.spec import Execution, Input, Semantic, Spec
 from schemas.stage import SHARD_SETS, StageSpec
 
@@ -22,6 +21,35 @@ MODELS = ("pretrain", "finetune", "import")
 """Kinds whose artifact is a model."""
 MAX_WEIGHTS = 10_000
 """The order of a cycle of a mixture is kept in memory."""
+
+
+class OptimSpec(Spec):
+    """Linear warm-up to `peak_lr`, then the schedule's decay to zero at the last step."""
+
+    algorithm: Semantic[Literal["adamw", "sgd"]] = "adamw"
+    peak_lr: Semantic[float] = Field(gt=0)
+    """Learning rate at the end of warm-up, for the global batch of the run."""
+    warmup_steps: Semantic[int] = Field(default=0, ge=0)
+    """Optimizer steps of linear warm-up."""
+    schedule: Semantic[Literal["cosine", "linear", "constant"]] = "cosine"
+    weight_decay: Semantic[float] = Field(default=0.0, ge=0)
+    """Decoupled (AdamW) or in the gradient (SGD); not on biases, norms, position, class token."""
+    clip_norm: Semantic[float | None] = Field(default=1.0, gt=0)
+    """Largest global gradient norm; null leaves gradients as they are."""
+    beta1: Semantic[float] = Field(default=0.9, ge=0, lt=1)
+    """AdamW's first moment; SGD's momentum."""
+    beta2: Semantic[float] = Field(default=0.999, ge=0, lt=1)
+    """AdamW's second moment."""
+    eps: Semantic[float] = Field(default=1e-8, gt=0)
+    """AdamW's denominator."""
+    layer_decay: Semantic[float | None] = Field(default=None, gt=0, le=1)
+    """For fine-tuning: each layer learns at this share of the rate of the layer above it. The head
+    and the last norm have the whole rate, the last block of L this share of it, and patches,
+    positions and tokens its power L + 1. Usual: 0.65 to 0.9. Null: all learn alike."""
+    ema_decay: Semantic[float | None] = Field(default=None, gt=0, lt=1)
+    """Share of the old average that each update keeps: the model that is saved is then the
+    exponential moving average of the weights after each update, such as 0.9999; null saves the last
+    weights."""
 
 
 class RandAugmentSpec(Spec):
@@ -107,6 +135,20 @@ class MixturePhase(Spec):
         return self
 
 
+class DurationSpec(Spec):
+    """How long to train: exactly one of the two."""
+
+    steps: Semantic[int | None] = Field(default=None, gt=0)
+    epochs: Semantic[float | None] = Field(default=None, gt=0)
+    """Passes over the training split; whole global batches, the tail of an epoch is dropped."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "DurationSpec":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of steps and epochs")
+        return self
+
+
 class WorkersRange(Spec):
     """A world that takes what it gets, at each start and after each loss of a process."""
 
@@ -135,14 +177,18 @@ class ResourcesSpec(Spec):
     """Torch threads of a worker."""
     loader_threads: Execution[int] = Field(default=2, ge=1)
     """Threads of a worker that decode images."""
-    micro_batch: Execution[int | None] = Field(default=None, gt=0)
-    """Samples in one forward on one worker. None: the worker's whole share of the global batch."""
+    micro_batch: Execution[Annotated[int, Field(gt=0)] | Literal["auto"] | None] = None
+    """Samples in one forward on one worker. None: the worker's whole share of the global batch;
+    `auto`: the largest part of it that, by the estimate, fits in the memory of every worker."""
     recompute: Execution[bool] = False
     """Keep nothing inside blocks for the backward pass and run them twice: a third more work for
     most of the memory of activations."""
     engine: Execution[Literal["deepspeed", "torch"]] = "deepspeed"
     """`torch` is the single-process reference."""
-    zero_stage: Execution[Literal[0, 1, 2, 3]] = 1
+    zero_stage: Execution[Literal[0, 1, 2, 3, "auto"]] = "auto"
+    """How much of the training state the workers share out: nothing, moments and the weights to
+    update, gradients too, weights too. `auto`: the lowest that, by the estimate, fits in the memory
+    of every worker, from 1 on where there are several."""
 
     @model_validator(mode="after")
     def _torch_is_alone(self) -> "ResourcesSpec":
@@ -228,7 +274,8 @@ class TrainingSpec(StageSpec):
 
     def _objection(self, world: int) -> str | None:
         """Why the batch cannot be shared by `world` workers, None if it can."""
-        samples, micro = self.batch.global_samples, self.resources.micro_batch
+        samples, given = self.batch.global_samples, self.resources.micro_batch
+        micro = given if isinstance(given, int) else None
         if samples % world:
             return f"resources.workers {world} must divide batch.global_samples {samples}"
         share = samples // world
@@ -273,36 +320,25 @@ class TrainingSpec(StageSpec):
                 )
             return self
         _check_phases(self.mixture, sets)
-        if self.duration.epochs is not None or self.batch.tail != "drop":
+        if self.duration.steps is None or self.batch.tail != "drop":
             raise ValueError(
                 "a mixture has no epochs of its own: give duration.steps, and no batch.tail"
             )
         return self
 
     @model_validator(mode="after")
-    def _schedule_fits_the_run(self) -> "TrainingSpec":
-        steps, optim = self.known_steps(), self.optim.in_steps(self.batch.global_samples)
-        if steps is not None and optim.warmup_steps >= steps:
+    def _warm_up_ends(self) -> "TrainingSpec":
+        steps, warmup = self.known_steps(), self.optim.warmup_steps
+        if steps is not None and warmup >= steps:
             raise ValueError(
-                f"optim.warmup_steps {optim.warmup_steps} must be less than duration.steps "
-                f"{steps}; lower the one or raise the other"
-            )
-        if steps is not None and optim.warmup_steps + optim.cooldown_steps > steps:
-            raise ValueError(
-                f"warm-up and cool-down of {optim.warmup_steps} and {optim.cooldown_steps} steps "
-                f"do not fit into duration.steps {steps}; lower the ones or raise the other"
+                f"optim.warmup_steps {warmup} must be less than duration.steps {steps}; "
+                "lower the one or raise the other"
             )
         return self
 
     def known_steps(self) -> int | None:
         """Optimizer steps of the run, where the spec alone says how many."""
-        return self.duration.in_steps(self.batch.global_samples).steps
-
-    def in_steps(self) -> Self:
-        """The same with nothing said in samples."""
-        samples = self.batch.global_samples
-        optim, duration = self.optim.in_steps(samples), self.duration.in_steps(samples)
-        return self.revise(optim=optim, duration=duration)
+        return self.duration.steps
 
 
 def _check_phases(phases: tuple[MixturePhase, ...], sets: int) -> None:

@@ -43,11 +43,6 @@ def path_rates(spec: ViTSpec) -> list[float]:
     return [spec.drop_path * block / last for block in range(spec.depth) for _ in range(in_block)]
 
 
-def kept_patches(spec: ViTSpec) -> int:
-    """How many patches `patch_dropout` leaves: rounded down, at least one."""
-    return max(1, int(spec.patches * (1.0 - spec.patch_dropout)))
-
-
 def lowest(number_BN: Float[Tensor, "B N"], count: int) -> Int[Tensor, "B M"]:
     """Places of the `count` smallest numbers of each row, ascending."""
     order_BN = torch.argsort(number_BN, dim=1, stable=True)
@@ -69,5 +64,5 @@ def training_noise(
         rate_L = torch.tensor(path_rates(spec), device=path_BL.device)
         keep_path_BL = (path_BL >= rate_L) / (1.0 - rate_L)
     if spec.patch_dropout:
-        kept_patches_BM = lowest(patch_BN, kept_patches(spec))
+        kept_patches_BM = lowest(patch_BN, spec.kept_patches)
     return ForwardNoise(keep_path_BL, kept_patches_BM)

@@ -90,6 +90,10 @@ def deepspeed_config(
             "stage3_prefetch_bucket_size": bucket,
             # Parameters stay partitioned from the first, so that every size goes the same way.
             "stage3_param_persistence_threshold": 0,
+            # Gathered weights are given back soon: by DeepSpeed's own bounds, a thousand million,
+            # any ViT would stay whole on every rank from its forward to its backward pass.
+            "stage3_max_live_parameters": bucket,
+            "stage3_max_reuse_distance": bucket,
         },
     }
     if spec.precision == "bf16":

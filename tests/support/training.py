@@ -21,8 +21,7 @@ from pipeline.training.objectives.supervised import Supervised
 from schemas.backbones import BackboneSpec, ResNetSpec
 from schemas.model import ViTSpec
 from schemas.objectives import MaeSpec, SupervisedSpec
-from schemas.optim import OptimSpec
-from schemas.training import CheckpointSpec
+from schemas.training import CheckpointSpec, OptimSpec
 
 TINY = ViTSpec(
     width=24,

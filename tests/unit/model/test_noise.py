@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.model.noise import ForwardNoise, branches, kept_patches, path_rates, training_noise
+from pipeline.model.noise import ForwardNoise, branches, path_rates, training_noise
 from pipeline.model.vit import ViT, build
 from schemas.model import ViTSpec
 from tests.support.foreign import noise as pictures
@@ -96,7 +96,7 @@ def test_patches_stay_in_reading_order_those_with_the_smallest_numbers() -> None
     assert noise.keep_path_BL is None
     assert noise.kept_patches_BM is not None
     assert noise.kept_patches_BM.tolist() == [[1, 3, 4]]
-    assert kept_patches(spec.revise(patch_dropout=0.99)) == 1
+    assert spec.revise(patch_dropout=0.99).kept_patches == 1
 
 
 def test_rates_grow_from_zero_to_the_last_block() -> None:

@@ -1,0 +1,55 @@
+"""Memory of a worker while it trains: state, activations, and what comes and goes."""
+
+from typing import NamedTuple
+
+from pipeline.cost.activations import activation_bytes
+from pipeline.cost.parameters import trained_parameters
+from pipeline.cost.state import StateBytes, backward_bytes, state_bytes, update_bytes
+from schemas.backbones import ResNetSpec
+from schemas.model import ViTSpec
+from schemas.training import TrainingSpec
+
+
+class MemoryBytes(NamedTuple):
+    """Of one worker."""
+
+    state: StateBytes
+    activations: int
+    """Of one micro-batch."""
+    backward: float
+    """Buckets and the like, while gradients are computed."""
+    update: float
+    """Copies, while the optimizer steps: activations are gone by then."""
+
+    @property
+    def peak(self) -> float:
+        """At most at any time. A teacher, images and the libraries themselves are not in it."""
+        return self.state.held + max(self.activations + self.backward, self.update)
+
+
+def training_memory(
+    model: ViTSpec | ResNetSpec,
+    spec: TrainingSpec,
+    *,
+    zero_stage: int,
+    world: int,
+    micro_batch: int,
+) -> MemoryBytes:
+    """What a stage needs on each of `world` workers."""
+    parameters = trained_parameters(model, spec.objective)
+    bf16 = spec.precision != "fp32"
+    accumulation = spec.batch.global_samples // world // micro_batch
+    return MemoryBytes(
+        state=state_bytes(parameters, spec.optim, zero_stage=zero_stage, world=world, bf16=bf16),
+        activations=activation_bytes(
+            model,
+            spec.objective,
+            samples=micro_batch,
+            bf16=bf16,
+            recompute=spec.resources.recompute,
+        ),
+        backward=backward_bytes(
+            parameters, zero_stage=zero_stage, world=world, accumulation=accumulation, bf16=bf16
+        ),
+        update=update_bytes(parameters, zero_stage=zero_stage, world=world),
+    )
