@@ -31,10 +31,11 @@ from schemas.checkpoint import MODEL_FILE, MODEL_FOLDER, SavedModel
 from schemas.errors import OutOfMemoryError, SpecError
 from schemas.experiment import STAGE_KINDS
 from schemas.model import ModelChange, ViTSpec
+from schemas.optim import DurationSpec
 from schemas.report import SearchReport
 from schemas.runs import StageRequest
 from schemas.spec import canonical_json
-from schemas.training import DurationSpec, FinetuneSpec, PretrainSpec, ResourcesSpec, SearchSpec
+from schemas.training import FinetuneSpec, PretrainSpec, ResourcesSpec, SearchSpec
 
 GANG_NOTES = "ray"
 SEARCH_FILE = "search.json"
@@ -83,7 +84,7 @@ def _check_statistics(plan: TrainPlan) -> None:
 
 def _plan(request: StageRequest, tools: StageTools) -> TrainPlan:
     kind: Any = STAGE_KINDS[request.spec["kind"]]
-    spec: PretrainSpec | FinetuneSpec = kind.parse(request.spec)
+    spec: PretrainSpec | FinetuneSpec = kind.parse(request.spec).in_steps()
     names = open_data(request, spec).class_names if spec.objective.uses_labels else ()
     model = resolve_model(spec, request, num_classes=len(names))
     if "teacher" in request.inputs:

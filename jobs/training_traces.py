@@ -131,5 +131,6 @@ def _traced(target: Target, training: _Training) -> Traced:
         trace=trace,
         splits=splits,
         names=tuple(map(str, references)),
-        total_steps=training.steps or total_steps(training.spec.duration, trace.steps_per_epoch),
+        total_steps=training.steps
+        or total_steps(training.spec.in_steps().duration, trace.steps_per_epoch),
     )

@@ -1,6 +1,6 @@
 """What a user says of training: optimizer, batch, duration, augmentation, resources."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,7 @@ from schemas.objectives import (
     MaskedPatchSpec,
     SupervisedSpec,
 )
+from schemas.optim import DurationSpec, OptimSpec
 from schemas.spec import Execution, Input, Semantic, Spec
 from schemas.stage import SHARD_SETS, StageSpec
 
@@ -21,35 +22,6 @@ MODELS = ("pretrain", "finetune", "import")
 """Kinds whose artifact is a model."""
 MAX_WEIGHTS = 10_000
 """The order of a cycle of a mixture is kept in memory."""
-
-
-class OptimSpec(Spec):
-    """Linear warm-up to `peak_lr`, then the schedule's decay to zero at the last step."""
-
-    algorithm: Semantic[Literal["adamw", "sgd"]] = "adamw"
-    peak_lr: Semantic[float] = Field(gt=0)
-    """Learning rate at the end of warm-up, for the global batch of the run."""
-    warmup_steps: Semantic[int] = Field(default=0, ge=0)
-    """Optimizer steps of linear warm-up."""
-    schedule: Semantic[Literal["cosine", "linear", "constant"]] = "cosine"
-    weight_decay: Semantic[float] = Field(default=0.0, ge=0)
-    """Decoupled (AdamW) or in the gradient (SGD); not on biases, norms, position, class token."""
-    clip_norm: Semantic[float | None] = Field(default=1.0, gt=0)
-    """Largest global gradient norm; null leaves gradients as they are."""
-    beta1: Semantic[float] = Field(default=0.9, ge=0, lt=1)
-    """AdamW's first moment; SGD's momentum."""
-    beta2: Semantic[float] = Field(default=0.999, ge=0, lt=1)
-    """AdamW's second moment."""
-    eps: Semantic[float] = Field(default=1e-8, gt=0)
-    """AdamW's denominator."""
-    layer_decay: Semantic[float | None] = Field(default=None, gt=0, le=1)
-    """For fine-tuning: each layer learns at this share of the rate of the layer above it. The head
-    and the last norm have the whole rate, the last block of L this share of it, and patches,
-    positions and tokens its power L + 1. Usual: 0.65 to 0.9. Null: all learn alike."""
-    ema_decay: Semantic[float | None] = Field(default=None, gt=0, lt=1)
-    """Share of the old average that each update keeps: the model that is saved is then the
-    exponential moving average of the weights after each update, such as 0.9999; null saves the last
-    weights."""
 
 
 class RandAugmentSpec(Spec):
@@ -132,20 +104,6 @@ class MixturePhase(Spec):
                 f"weights sum up to {sum(self.weights)}; write whole numbers that sum up to "
                 f"1 to {MAX_WEIGHTS}, such as [3, 1]"
             )
-        return self
-
-
-class DurationSpec(Spec):
-    """How long to train: exactly one of the two."""
-
-    steps: Semantic[int | None] = Field(default=None, gt=0)
-    epochs: Semantic[float | None] = Field(default=None, gt=0)
-    """Passes over the training split; whole global batches, the tail of an epoch is dropped."""
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> "DurationSpec":
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give exactly one of steps and epochs")
         return self
 
 
@@ -320,25 +278,36 @@ class TrainingSpec(StageSpec):
                 )
             return self
         _check_phases(self.mixture, sets)
-        if self.duration.steps is None or self.batch.tail != "drop":
+        if self.duration.epochs is not None or self.batch.tail != "drop":
             raise ValueError(
                 "a mixture has no epochs of its own: give duration.steps, and no batch.tail"
             )
         return self
 
     @model_validator(mode="after")
-    def _warm_up_ends(self) -> "TrainingSpec":
-        steps, warmup = self.known_steps(), self.optim.warmup_steps
-        if steps is not None and warmup >= steps:
+    def _schedule_fits_the_run(self) -> "TrainingSpec":
+        steps, optim = self.known_steps(), self.optim.in_steps(self.batch.global_samples)
+        if steps is not None and optim.warmup_steps >= steps:
             raise ValueError(
-                f"optim.warmup_steps {warmup} must be less than duration.steps {steps}; "
-                "lower the one or raise the other"
+                f"optim.warmup_steps {optim.warmup_steps} must be less than duration.steps "
+                f"{steps}; lower the one or raise the other"
+            )
+        if steps is not None and optim.warmup_steps + optim.cooldown_steps > steps:
+            raise ValueError(
+                f"warm-up and cool-down of {optim.warmup_steps} and {optim.cooldown_steps} steps "
+                f"do not fit into duration.steps {steps}; lower the ones or raise the other"
             )
         return self
 
     def known_steps(self) -> int | None:
         """Optimizer steps of the run, where the spec alone says how many."""
-        return self.duration.steps
+        return self.duration.in_steps(self.batch.global_samples).steps
+
+    def in_steps(self) -> Self:
+        """The same with nothing said in samples."""
+        samples = self.batch.global_samples
+        optim, duration = self.optim.in_steps(samples), self.duration.in_steps(samples)
+        return self.revise(optim=optim, duration=duration)
 
 
 def _check_phases(phases: tuple[MixturePhase, ...], sets: int) -> None:

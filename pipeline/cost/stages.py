@@ -108,7 +108,7 @@ class Training:
         """Optimizer steps of the whole stage, None if they depend on the size of the corpus."""
         search = self.spec.search if isinstance(self.spec, FinetuneSpec) else None
         if search is None:
-            return self.spec.duration.steps
+            return self.spec.known_steps()
         return sum(search.steps) * len(search.peak_lr) * search.repeats + max(search.steps)
 
 

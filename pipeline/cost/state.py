@@ -2,7 +2,7 @@
 
 from typing import Literal, NamedTuple
 
-from schemas.training import OptimSpec
+from schemas.optim import OptimSpec
 
 FP32_BYTES = 4
 BUCKET_NUMBERS = 50_000_000

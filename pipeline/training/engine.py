@@ -30,7 +30,7 @@ from pipeline.training.optimizer import (
     write_learning_rate,
 )
 from schemas.errors import IntegrityError
-from schemas.training import OptimSpec
+from schemas.optim import OptimSpec
 
 CLIP_EPS = 1e-6
 """Added to the norm before division, by torch and DeepSpeed alike."""

@@ -13,7 +13,7 @@ from pipeline.training.meter import Meter
 from pipeline.training.objectives.common import LabelledBatch
 from pipeline.training.schedule import learning_rate
 from schemas.errors import PausedError, StageFailedError
-from schemas.training import OptimSpec
+from schemas.optim import OptimSpec
 
 CURVE_POINTS = 200
 """About this many points of each learning curve, at steps that only the length decides."""

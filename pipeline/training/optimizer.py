@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pipeline.model.backbone import Backbone
-from schemas.training import OptimSpec
+from schemas.optim import OptimSpec
 
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 """Algorithm -> the names under which torch keeps first and second moment."""

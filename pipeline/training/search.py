@@ -24,8 +24,9 @@ from pipeline.training.loop import Watch, train
 from pipeline.training.objectives.common import Objective
 from schemas.backbones import BackboneSpec
 from schemas.errors import DataError
+from schemas.optim import OptimSpec
 from schemas.report import SearchReport, SearchTrial
-from schemas.training import FinetuneSpec, OptimSpec, SearchSpec
+from schemas.training import FinetuneSpec, SearchSpec
 
 _EVAL_SAMPLES = 256
 
@@ -98,12 +99,15 @@ def choose(trials: list[Trial], search: SearchSpec) -> SearchReport:
 
 
 def trial_optim(optim: OptimSpec, peak_lr: float, steps: int) -> OptimSpec:
-    """The schedule of one pair: a warm-up that would not end in time becomes a tenth of the steps.
+    """The schedule of one pair: what does not fit into its steps becomes a tenth of them.
 
-    The final training with the chosen pair uses the same rule.
+    That is, the warm-up if it would not end in time, and then the cool-down. The final training
+    with the chosen pair uses the same rule.
     """
-    warmup = optim.warmup_steps if optim.warmup_steps < steps else steps // 10
-    return optim.revise(peak_lr=peak_lr, warmup_steps=warmup)
+    warmup, cooldown = optim.warmup_steps, optim.cooldown_steps
+    warmup = warmup if warmup < steps else steps // 10
+    cooldown = cooldown if warmup + cooldown <= steps else min(steps // 10, steps - warmup)
+    return optim.revise(peak_lr=peak_lr, warmup_steps=warmup, cooldown_steps=cooldown)
 
 
 def hold_out(labels: Rows, ratio: float, *, seed: int, repeat: int) -> tuple[Rows, Rows]:

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.cost import state_bytes
 from pipeline.cost.state import StateBytes
-from schemas.training import OptimSpec
+from schemas.optim import OptimSpec
 from tests.support.held import WORLD, Held, held_alone, held_in_world
 
 ADAMW = OptimSpec(peak_lr=1e-3, ema_decay=0.9)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.training.engine import Engine, TorchEngine
-from schemas.training import OptimSpec
+from schemas.optim import OptimSpec
 from tests.support.training import TINY as _TINY
 from tests.support.training import FakeLoader, engine_spec, model
 

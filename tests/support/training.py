@@ -21,7 +21,8 @@ from pipeline.training.objectives.supervised import Supervised
 from schemas.backbones import BackboneSpec, ResNetSpec
 from schemas.model import ViTSpec
 from schemas.objectives import MaeSpec, SupervisedSpec
-from schemas.training import CheckpointSpec, OptimSpec
+from schemas.optim import OptimSpec
+from schemas.training import CheckpointSpec
 
 TINY = ViTSpec(
     width=24,

@@ -18,7 +18,7 @@ from pipeline.model.vit import Encoder
 from pipeline.training.engine import Engine
 from pipeline.training.schedule import learning_rate
 from schemas.backbones import BackboneSpec
-from schemas.training import OptimSpec
+from schemas.optim import OptimSpec
 from tests.support.training import (
     OPTIM,
     TINY,

@@ -13,8 +13,8 @@ from pipeline.cost import (
 from schemas.backbones import ResNetSpec
 from schemas.model import ModelSpec, ViTSpec
 from schemas.objectives import SupervisedSpec
+from schemas.optim import OptimSpec
 from schemas.sources import SourceSpec
-from schemas.training import OptimSpec
 from tests.support.dag import graph_of
 
 

@@ -13,7 +13,7 @@ from pipeline.training.engine import TorchEngine
 from pipeline.training.loop import TrainResult, Watch, train
 from schemas.errors import PausedError, StageFailedError
 from schemas.model import ViTSpec
-from schemas.training import OptimSpec
+from schemas.optim import OptimSpec
 from tests.support.training import (
     DROPOUT,
     NOISY,

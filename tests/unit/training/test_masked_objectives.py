@@ -16,7 +16,7 @@ from pipeline.training.engine import EngineSpec, TorchEngine
 from pipeline.training.loop import Watch, train
 from pipeline.training.objectives.masked import Autoencoding, MaskedPatch, colours
 from schemas.objectives import MaeSpec, MaskedPatchSpec
-from schemas.training import OptimSpec
+from schemas.optim import OptimSpec
 from tests.support.foreign import randomise
 from tests.support.loading import places
 from tests.support.models import tiny_spec

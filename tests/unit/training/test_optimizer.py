@@ -15,7 +15,7 @@ from pipeline.training.optimizer import (
 )
 from schemas.backbones import HFModel, ResNetSpec, TimmModel
 from schemas.model import ResNetStemSpec
-from schemas.training import OptimSpec
+from schemas.optim import OptimSpec
 from tests.support import foreign
 from tests.support.training import OPTIM, TINY, model
 

@@ -14,7 +14,8 @@ from pipeline.training.objectives.supervised import Supervised
 from pipeline.training.search import Bench, Trial, choose, hold_out, run_search, trial_optim
 from schemas.errors import DataError, PausedError
 from schemas.objectives import SupervisedSpec
-from schemas.training import FinetuneSpec, OptimSpec, SearchSpec
+from schemas.optim import OptimSpec
+from schemas.training import FinetuneSpec, SearchSpec
 from tests.support.datasets import small_set
 from tests.support.models import tiny_spec
 from tests.support.training import StopAfter, setting
@@ -69,6 +70,10 @@ def test_a_warm_up_longer_than_the_run_becomes_a_tenth_of_it() -> None:
     assert trial_optim(optim, 0.1, 10).warmup_steps == 1
     assert trial_optim(optim, 0.1, 11).warmup_steps == 10
     assert trial_optim(optim, 0.1, 11).peak_lr == 0.1
+    cooled = optim.revise(schedule="constant", cooldown_steps=5)
+    assert trial_optim(cooled, 0.1, 15) == cooled.revise(peak_lr=0.1)
+    assert trial_optim(cooled, 0.1, 14).cooldown_steps == 1
+    assert trial_optim(cooled, 0.1, 11).cooldown_steps == 1
 
 
 def test_a_search_goes_on_after_a_pause_and_finds_the_same(tmp_path: Path) -> None:

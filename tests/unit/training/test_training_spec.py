@@ -149,6 +149,27 @@ def test_a_decoder_has_sizes_that_divide() -> None:
             assert spec(objective={**MAE, **sizes})
 
 
+def test_rates_by_layer_want_a_head_above_the_layers() -> None:
+    layered = {"optim": {"peak_lr": 1e-3, "layer_decay": 0.7}}
+    assert spec(**layered).optim.layer_decay == 0.7
+    with pytest.raises(ValidationError, match=r"objective mae .* leave optim\.layer_decay out"):
+        spec(objective=MAE, **layered)
+
+
+def test_samples_are_known_steps() -> None:
+    optim = {"peak_lr": 1e-3, "schedule": "constant", "warmup_samples": 80, "cooldown_samples": 80}
+    fields = {"optim": optim, "batch": {"global_samples": 8}}
+    made = spec(**fields, duration={"samples": 160})
+    assert made.known_steps() == 20
+    resolved = made.in_steps()
+    assert resolved.duration.steps == 20
+    assert (resolved.optim.warmup_steps, resolved.optim.cooldown_steps) == (10, 10)
+    with pytest.raises(ValidationError, match="cool-down of 10 and 10 steps do not fit into"):
+        spec(**fields, duration={"samples": 152})
+    with pytest.raises(ValidationError, match="10 must be less than"):
+        spec(**fields, duration={"samples": 40})
+
+
 def test_fine_tuning_learns_from_labels() -> None:
     with pytest.raises(ValidationError, match="mae"):
         FinetuneSpec.parse({**BASE, "init": None, "objective": MAE})
