@@ -112,6 +112,42 @@ def plan(  # noqa: PLR0913  # a command has as many options as it has
 
 
 @app.command()
+def estimate(  # noqa: PLR0913  # a command has as many options as it has
+    spec: SpecArgument,
+    *,
+    workspace: WorkspaceOption = None,
+    profile: ProfileOption = None,
+    set_: SetOption = None,
+    gpu: Annotated[
+        list[str] | None,
+        typer.Option("--gpu", help="A GPU by name, such as h100; repeatable. [default: several]"),
+    ] = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option("--gpus", min=1, help="How many. [default: the spec's resources.workers]"),
+    ] = None,
+    images: Annotated[
+        int | None,
+        typer.Option("--images", min=1, help="Images of the corpus. [default: of the one made]"),
+    ] = None,
+    price_per_gpu_hour: Annotated[
+        float | None, typer.Option("--price-per-gpu-hour", min=0, help="In any currency.")
+    ] = None,
+    mfu: Annotated[
+        float | None,
+        typer.Option("--mfu", min=0.01, max=1, help="Share of the peak that training gets."),
+    ] = None,
+    output: OutputOption = "text",
+) -> None:
+    """Say what training would take on named GPUs: memory, speed, hours, cost."""
+    from jobs.estimating import Question, show_estimate
+    from jobs.target import Target
+
+    question = Question(tuple(gpu or ()), gpus, images, price_per_gpu_hour, mfu)
+    show_estimate(Target(spec, workspace, profile, tuple(set_ or ())), question, output)
+
+
+@app.command()
 def explain(
     spec: SpecArgument,
     stage: Annotated[str, typer.Argument(help="The stage to explain.")],

@@ -88,10 +88,10 @@ def print_plan(document: PlanDocument) -> None:
         (
             decision.stage,
             decision.action,
-            _amount(decision.estimate.get("parameters"), ""),
-            _amount(decision.estimate.get("flops"), "F"),
-            _amount(decision.estimate.get("memory_bytes"), "B"),
-            _amount(decision.estimate.get("disk_bytes"), "B"),
+            amount(decision.estimate.get("parameters"), ""),
+            amount(decision.estimate.get("flops"), "F"),
+            amount(decision.estimate.get("memory_bytes"), "B"),
+            amount(decision.estimate.get("disk_bytes"), "B"),
             _seconds(decision.estimate.get("last_seconds")),
             decision.reason,
         )
@@ -106,7 +106,7 @@ def print_plan(document: PlanDocument) -> None:
             console.print(note, markup=False)
     needed, free = document.disk_bytes_needed, document.disk_bytes_free
     console.print(
-        f"disk: at most {_amount(needed, 'B')} needed, {_amount(free, 'B')} free "
+        f"disk: at most {amount(needed, 'B')} needed, {amount(free, 'B')} free "
         f"({needed} and {free} bytes)"
     )
     if needed > free:
@@ -129,7 +129,7 @@ def print_outcomes(document: RunDocument) -> None:
     stdout().print(table(("stage", "status", ">seconds", "artifact"), rows))
 
 
-def _amount(value: float | None, unit: str) -> str:
+def amount(value: float | None, unit: str) -> str:
     """A number with a decimal prefix."""
     if value is None:
         return "-"

@@ -5,6 +5,7 @@ against what torch and the engines measure.
 """
 
 from pipeline.cost.activations import activation_bytes
+from pipeline.cost.clusters import Cluster, on_clusters
 from pipeline.cost.devices import ASSUMED_MFU, DEVICES, Device
 from pipeline.cost.flops import (
     model_flops,
@@ -31,6 +32,7 @@ __all__ = [
     "DEVICES",
     "SMALL_BYTES",
     "USABLE_RATIO",
+    "Cluster",
     "Device",
     "Layout",
     "MemoryBytes",
@@ -42,6 +44,7 @@ __all__ = [
     "lay_out",
     "model_flops",
     "model_parameters",
+    "on_clusters",
     "objective_flops",
     "objective_parameters",
     "resnet_flops",

@@ -63,17 +63,21 @@ def lay_out(
         found = training_memory(model, spec, zero_stage=stage, world=world, micro_batch=size)
         return found.peak
 
-    room = USABLE_RATIO * device_bytes
     for target in wanted:
         for stage in stages:
-            if needs(stage, target) <= room:
-                fitting = (size for size in sizes if needs(stage, size) <= room)
+            if fits(needs(stage, target), device_bytes):
+                fitting = (size for size in sizes if fits(needs(stage, size), device_bytes))
                 size = next(fitting) if is_open else target
                 why = f"{_giga(needs(stage, size))} of {_giga(device_bytes)} by the estimate"
                 return _made(spec, world, (stage, size, why))
     size = sizes[-1] if is_open else sizes[0]
     why = f"{_giga(needs(stages[-1], size))} by the estimate, more than fits in "
     return _made(spec, world, (stages[-1], size, f"{why}{_giga(device_bytes)}"))
+
+
+def fits(needed_bytes: float, device_bytes: float) -> bool:
+    """Whether an estimate leaves enough of a device free."""
+    return needed_bytes <= USABLE_RATIO * device_bytes
 
 
 def _micro_batches(spec: TrainingSpec, world: int, largest: int | None) -> list[int]:

@@ -1,0 +1,121 @@
+"""`vitrail estimate`, on specs whose corpora are not here."""
+
+from pathlib import Path
+
+import pytest
+
+from jobs.estimating import Question, estimate_document
+from jobs.recipes import recipe_files
+from jobs.target import Target
+from pipeline.cost import DEVICES
+from pipeline.dag.experiment_file import load_experiment
+from schemas.errors import UsageError
+from schemas.estimates import EstimateDocument
+from schemas.manifest import DATASET_FOLDER
+from schemas.training import TrainingSpec
+from tests.support.commands import answer, document
+from tests.support.datasets import small_set
+from tests.support.workspaces import keep
+
+TEXT = """\
+name: large
+seed: 1
+stages:
+  corpus:
+    kind: ingest
+    source: {type: image_folder, uri: /nowhere, splits: {train: train, test: test}}
+  pretrain:
+    kind: pretrain
+    data: corpus
+    model: {variant: L, patch_px: 16, image_px: 224}
+    optim: {peak_lr: 1.0e-3, warmup_steps: 10_000}
+    batch: {global_samples: 4096}
+    duration: {epochs: 90}
+    precision: bf16
+    resources: {workers: 8, micro_batch: auto}
+"""
+NOTHING = Question(gpu=(), gpus=None, images=None, price_per_gpu_hour=None, mfu=None)
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Path:
+    file = tmp_path / "large.yaml"
+    file.write_text(TEXT)
+    return file
+
+
+def asked(spec: str | Path, workspace: Path, *words: str) -> EstimateDocument:
+    found = document(EstimateDocument, "estimate", str(spec), "--workspace", str(workspace), *words)
+    assert isinstance(found, EstimateDocument)
+    return found
+
+
+def test_hours_and_cost_follow_from_what_is_said(spec: Path, tmp_path: Path) -> None:
+    words = ("--gpu", "h100", "--gpus", "8", "--images", "14000000")
+    found = asked(spec, tmp_path, *words, "--price-per-gpu-hour", "2.5", "--mfu", "0.4")
+    (stage,) = found.stages
+    (device,) = stage.devices
+    assert stage.steps == (90 * (14_000_000 // 4096))
+    assert stage.images == stage.steps * 4096
+    assert stage.training_flops_per_image == pytest.approx(369.6e9, rel=0.01)
+    peak = 0.4 * 8 * DEVICES["h100"].bf16_flops
+    assert device.images_per_second == pytest.approx(peak / stage.training_flops_per_image)
+    assert device.hours == pytest.approx(stage.images / device.images_per_second / 3600)
+    assert device.cost == pytest.approx(device.hours * 8 * 2.5)
+    assert device.micro_batch * device.accumulation * 8 == 4096
+    assert device.fits
+    assert [memory.zero_stage for memory in stage.memory] == [0, 1, 2, 3]
+
+
+def test_without_a_corpus_it_says_what_is_missing(spec: Path, tmp_path: Path) -> None:
+    (stage,) = asked(spec, tmp_path).stages
+    assert stage.problem is not None
+    assert "--images" in stage.problem
+    assert {device.hours for device in stage.devices} == {None}
+    assert len(stage.devices) > 3
+
+
+def test_the_images_of_a_corpus_that_is_made_are_counted(spec: Path, tmp_path: Path) -> None:
+    data = small_set(tmp_path / "made")
+    files = tmp_path / "prepared"
+    files.mkdir()
+    (files / DATASET_FOLDER).symlink_to(data.folder)
+    stages = load_experiment(spec, profile=None, overrides=()).stages
+    keep(tmp_path, files, experiment="large", stage="corpus", spec=stages["corpus"])
+    found = asked(spec, tmp_path, "--set", "pretrain.batch.global_samples=8")
+    images = data.split("train").num_rows
+    assert found.stages[0].steps == 90 * (images // 8)
+    assert found.stages[0].problem is None
+
+
+def test_only_as_many_gpus_count_as_share_the_batch_evenly(spec: Path, tmp_path: Path) -> None:
+    assert asked(spec, tmp_path, "--gpus", "100").stages[0].gpus == 64
+
+
+@pytest.mark.parametrize("name", sorted(recipe_files()))
+def test_every_training_stage_of_a_recipe_is_estimated(name: str, tmp_path: Path) -> None:
+    found = estimate_document(Target(name, tmp_path, None, ()), NOTHING)
+    trained = [
+        stage
+        for stage in load_experiment(recipe_files()[name]).stages.values()
+        if isinstance(stage, TrainingSpec)
+    ]
+    assert len(found.stages) == len(trained) > 0
+    for stage in found.stages:
+        assert stage.parameters
+        assert all(device.fits for device in stage.devices)
+
+
+def test_the_table_names_gpus_and_says_what_is_assumed(spec: Path, tmp_path: Path) -> None:
+    words = ("estimate", str(spec), "--workspace", str(tmp_path), "--gpu", "V100")
+    text = answer(*words, "--images", "9000")
+    assert "V100 32 GB" in text
+    assert "304 M parameters" in text
+    assert "Assumed: 35% of a GPU's peak" in text
+
+
+def test_an_unknown_gpu_is_told_with_those_that_are_known(spec: Path, tmp_path: Path) -> None:
+    words = ("estimate", str(spec), "--workspace", str(tmp_path), "--gpu", "h1000")
+    with pytest.raises(UsageError, match="--gpu h1000 is not known; allowed are h100") as told:
+        answer(*words)
+    assert told.value.hint == "--gpu h100"
