@@ -18,6 +18,7 @@ from pipeline.cost import Layout, lay_out
 from pipeline.data.feed.loader import Batch, TrainLoader, probe_batch
 from pipeline.data.feed.mixtures import AnyData, MixedSplit
 from pipeline.data.shards.shard_set import AnySplit, ShardSet
+from pipeline.evaluation.classify import check_same_classes
 from pipeline.model.backbone import Backbone
 from pipeline.model.building import build
 from pipeline.model.mae import build_mae
@@ -25,7 +26,9 @@ from pipeline.model.masked import build_masked, encoder_weights
 from pipeline.model.saved import load_model, load_weights, save_model
 from pipeline.model.transfer import adapt
 from pipeline.model.vit import Encoder
+from pipeline.training.checkpoint import read_model
 from pipeline.training.engine import Engine, EngineSpec, TorchEngine
+from pipeline.training.guard import RollBackError, needed_again
 from pipeline.training.keeper import CheckpointKeeper, RunIdentity
 from pipeline.training.loop import Watch, train
 from pipeline.training.objectives.common import Objective, Setting
@@ -33,8 +36,9 @@ from pipeline.training.objectives.distilled import Distilled
 from pipeline.training.objectives.masked import Autoencoding, MaskedPatch
 from pipeline.training.objectives.supervised import Supervised
 from pipeline.training.schedule import total_steps
+from pipeline.training.validation import Answers, Measure, OwnLoss, Validator
 from schemas.backbones import BackboneSpec
-from schemas.checkpoint import MODEL_FOLDER, SavedModel
+from schemas.checkpoint import MODEL_FOLDER, RunProgress, SavedModel
 from schemas.manifest import DATASET_FOLDER
 from schemas.model import ViTSpec
 from schemas.objectives import MaeSpec, MaskedPatchSpec, SupervisedSpec
@@ -44,6 +48,8 @@ from schemas.training import FinetuneSpec, PretrainSpec
 
 CHECKPOINTS = "checkpoints"
 PROBE_SAMPLES = 4
+VALIDATION_SAMPLES = 64
+"""In one forward of a validation: the same in any world, so that its figures are."""
 HEAD_BIASES = ("head.bias", "distillation_head.bias")
 
 
@@ -115,7 +121,8 @@ def run_in_gang(config: dict[str, Any]) -> dict[str, Any]:
     layout = choose_layout(plan, worker_bytes(plan.spec.resources, device))
     plan = laid_out(plan, layout)
     zero = ZeroSpec(layout.zero_stage, layout.micro_batch, layout.accumulation)
-    return run_plan(plan, DeepSpeedEngine(trained_model(plan), engine_spec(plan, device), zero))
+    setup = engine_spec(plan, device)
+    return run_plan(plan, setup, lambda: DeepSpeedEngine(trained_model(plan), setup, zero))
 
 
 def choose_layout(plan: TrainPlan, device_bytes: int) -> Layout:
@@ -170,7 +177,8 @@ def run_alone(plan: TrainPlan) -> dict[str, Any]:
     prepare_torch(plan.spec.resources.threads)
     device = torch.device("cuda" if plan.spec.resources.gpus_per_worker else "cpu")
     plan = laid_out(plan, choose_layout(plan, worker_bytes(plan.spec.resources, device)))
-    return run_plan(plan, TorchEngine(trained_model(plan), engine_spec(plan, device)))
+    setup = engine_spec(plan, device)
+    return run_plan(plan, setup, lambda: TorchEngine(trained_model(plan), setup))
 
 
 def prepare_torch(threads: int) -> None:
@@ -234,8 +242,15 @@ def initial_model(plan: TrainPlan) -> Backbone:
     return model
 
 
-def run_plan(plan: TrainPlan, engine: Engine) -> dict[str, Any]:
+def run_plan(
+    plan: TrainPlan, setup: EngineSpec, new_engine: Callable[[], Engine]
+) -> dict[str, Any]:
     """Train to the end and, on rank 0, write the model into the attempt.
+
+    Args:
+        plan: What is trained.
+        setup: What an engine is made from.
+        new_engine: Makes one; called again where the run is taken back.
 
     Returns:
         The stage's final figures by name.
@@ -244,46 +259,108 @@ def run_plan(plan: TrainPlan, engine: Engine) -> dict[str, Any]:
         PausedError: On request, after a checkpoint.
         VitrailError: Whatever the loop raises.
     """
-    spec = plan.spec
-    data = open_data(plan.request, spec)
-    probe = probe_batch(data.first, PROBE_SAMPLES, plan.model.image_px)
-    with TrainLoader(
+    data = open_data(plan.request, plan.spec)
+    keeper = _keeper(plan, data, probe_batch(data.first, PROBE_SAMPLES, plan.model.image_px))
+    validator = _validator(plan, data, setup)
+    back: RunProgress | None = None
+    while True:
+        engine = new_engine()
+        watch = _watch(plan, rank=engine.rank)
+        with _loader(plan, data, engine) as loader:
+            try:
+                progress = train(
+                    engine,
+                    loader,
+                    optim=plan.spec.optim,
+                    total_steps=total_steps(plan.spec.duration, loader.steps_per_epoch),
+                    keeper=keeper,
+                    watch=watch,
+                    validator=validator,
+                    back=back,
+                )
+            except RollBackError as error:
+                back = error.progress
+                continue
+        best = keeper.folder(progress.standing.best_step)
+        return _hand_over(plan, data, engine, progress, best)
+
+
+def _loader(plan: TrainPlan, data: TrainData, engine: Engine) -> TrainLoader:
+    return TrainLoader(
         data.data,
-        augment=spec.augment,
+        augment=plan.spec.augment,
         image_px=plan.model.image_px,
-        batch=spec.batch,
+        batch=plan.spec.batch,
         seed=plan.request.seed,
         rank=engine.rank,
         world_size=engine.world_size,
         micro_batch=plan.micro_batch(engine.world_size),
-        threads=spec.resources.loader_threads,
-    ) as loader:
-        result = train(
-            engine,
-            loader,
-            optim=spec.optim,
-            total_steps=total_steps(spec.duration, loader.steps_per_epoch),
-            keeper=_keeper(plan, data.digest, probe),
-            watch=_watch(plan, rank=engine.rank),
-        )
-    weights = dict(engine.weights())
-    if not spec.objective.uses_labels:
+        threads=plan.spec.resources.loader_threads,
+    )
+
+
+def _hand_over(
+    plan: TrainPlan, data: TrainData, engine: Engine, progress: RunProgress, best: Path
+) -> dict[str, Any]:
+    """Write the model, which is that of the checkpoint `best` where the spec wants it."""
+    validation = plan.spec.validation
+    if validation is not None and validation.keep_best:
+        weights, others = read_model(best) if engine.rank == 0 else ({}, {})
+        steps = progress.standing.best_step
+    else:
+        weights, others, steps = dict(engine.weights()), engine.buffers(), progress.step
+    if not plan.spec.objective.uses_labels:
         weights = encoder_weights(weights)
     if engine.rank == 0:
-        state = weights | engine.buffers()
-        save_model(plan.attempt / MODEL_FOLDER, state, _saved(plan, data, result.steps))
-    return {
-        "train/loss": result.train_loss,
-        "train/steps_count": float(result.steps),
-        "model/parameters_count": float(sum(weight.numel() for weight in weights.values())),
+        save_model(plan.attempt / MODEL_FOLDER, weights | others, _saved(plan, data, steps))
+    return _final_figures(progress) | {
+        "model/parameters_count": float(sum(weight.numel() for weight in weights.values()))
     }
 
 
-def _keeper(plan: TrainPlan, data_digest: str, probe: Batch) -> CheckpointKeeper:
+def _final_figures(progress: RunProgress) -> dict[str, float]:
+    """Of a run that has ended."""
+    assert progress.train_loss is not None, "a run has at least one step"  # noqa: S101
+    figures = {"train/loss": progress.train_loss, "train/steps_count": float(progress.step)}
+    standing = progress.standing
+    if standing.best_value is None:
+        return figures
+    return figures | {
+        "validation/best": standing.best_value,
+        "validation/best_step_count": float(standing.best_step),
+    }
+
+
+def _validator(plan: TrainPlan, data: TrainData, setup: EngineSpec) -> Validator | None:
+    spec, objective = plan.spec, plan.spec.objective
+    if spec.validation is None:
+        return None
+    found = plan.request.inputs["validation_data"]
+    shards = ShardSet.open(Path(found.path) / DATASET_FOLDER)
+    measure: Measure = OwnLoss(setup.objective)
+    if objective.uses_labels:
+        check_same_classes(data.class_names, shards.class_names)
+        loss = objective if isinstance(objective, SupervisedSpec) else SupervisedSpec()
+        setting = Setting(plan.model, plan.request.seed, setup.device)
+        measure = Answers(setting, Supervised(setting, loss, label_smoothing=0.0))
+    assert found.split is not None, "the spec of the stage sees to it"  # noqa: S101
+    return Validator(
+        spec.validation,
+        shards.split(found.split),
+        measure=measure,
+        model=trained_model(plan).to(setup.device),
+        engine=setup,
+        image_px=plan.model.image_px,
+        samples=min(plan.spec.batch.global_samples, VALIDATION_SAMPLES),
+        threads=spec.resources.loader_threads,
+    )
+
+
+def _keeper(plan: TrainPlan, data: TrainData, probe: Batch) -> CheckpointKeeper:
     names = plan.spec.needed_libraries()
     identity = RunIdentity(
         key=plan.request.key,
-        data_digest=data_digest,
+        data_digest=data.digest,
         model=plan.model,
         versions={name: importlib.metadata.version(name) for name in names},
     )
@@ -293,6 +370,7 @@ def _keeper(plan: TrainPlan, data_digest: str, probe: Batch) -> CheckpointKeeper
         when=plan.spec.checkpoint,
         probe=probe,
         say=_say(plan.request),
+        needed=lambda progress: needed_again(progress, plan.spec.optim, plan.spec.validation),
     )
 
 

@@ -1,5 +1,6 @@
 """What a checkpoint and a saved model say of themselves."""
 
+import math
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -48,12 +49,41 @@ def _digest(files: dict[str, CheckpointFile]) -> str:
     return digest_of({name: file.dump() for name, file in files.items()})
 
 
-class CheckpointState(Spec):
+class Standing(Spec):
+    """How the validations of a run stand."""
+
+    best_step: Semantic[int] = Field(default=0, ge=0)
+    """Step of the best one; 0 before the first."""
+    best_value: Semantic[float | None] = None
+    """Of the metric that they are compared by."""
+    no_better: Semantic[int] = Field(default=0, ge=0)
+    """Validations since the best one."""
+
+
+class RunProgress(Spec):
+    """Where a run stands, apart from the tensors."""
+
+    step: Semantic[int] = Field(ge=0)
+    """Steps done; 0 for a fresh start."""
+    train_loss: Semantic[float | None] = None
+    """Mean loss of the global batch of the last step that was finite; null before the first."""
+    bad_steps: Semantic[int] = Field(default=0, ge=0)
+    """Steps in a row, up to the last one, whose loss or gradients were not finite."""
+    rolled_back_to: Semantic[int | None] = None
+    """Step whose tensors the run took up again when it was rolled back last."""
+    standing: Semantic[Standing] = Standing()
+
+    def after_step(self, loss: float, norm: float) -> "RunProgress":
+        """The progress one step later."""
+        if math.isfinite(loss) and math.isfinite(norm):
+            return self.revise(step=self.step + 1, train_loss=loss, bad_steps=0)
+        return self.revise(step=self.step + 1, bad_steps=self.bad_steps + 1)
+
+
+class CheckpointState(RunProgress):
     """`state.json`: everything but the tensors."""
 
     schema_version: Semantic[Literal[1]] = 1
-    step: Semantic[int] = Field(ge=0)
-    """Steps done."""
     updates: Semantic[int] = Field(ge=0)
     """Of the optimizer: the steps whose loss and gradients were finite."""
     key: Semantic[str]
@@ -63,10 +93,12 @@ class CheckpointState(Spec):
     world_size: Semantic[int]
     engine: Semantic[str]
     versions: Semantic[dict[str, str]]
-    train_loss: Semantic[float]
-    """Mean loss of the global batch of the last step done."""
     probe_loss: Semantic[float]
     """Loss of the stored probe batch with these weights; checked after a load."""
+
+    def progress(self) -> RunProgress:
+        """Where the run stood."""
+        return RunProgress(**{name: getattr(self, name) for name in RunProgress.model_fields})
 
 
 class ModelOrigin(Spec):

@@ -49,6 +49,10 @@ class OptimSpec(Spec):
     """Share of the old average that each update keeps: the model that is saved is then the
     exponential moving average of the weights after each update, such as 0.9999; null saves the last
     weights."""
+    roll_back_steps: Semantic[int | None] = Field(default=None, ge=1)
+    """A step whose loss or gradients are not finite updates nothing, and three of them in a row end
+    the run. With N, they take it back to what it was at the last whole multiple of N steps, and on
+    from there with the batches after the bad ones; twice to the same place ends it."""
 
     @model_validator(mode="after")
     def _schedule_is_whole(self) -> "OptimSpec":

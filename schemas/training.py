@@ -17,6 +17,7 @@ from schemas.objectives import (
 from schemas.optim import DurationSpec, OptimSpec
 from schemas.spec import Execution, Input, Semantic, Spec
 from schemas.stage import SHARD_SETS, StageSpec
+from schemas.validation import ValidationSpec
 
 MODELS = ("pretrain", "finetune", "import")
 """Kinds whose artifact is a model."""
@@ -195,6 +196,11 @@ class TrainingSpec(StageSpec):
     duration: Semantic[DurationSpec]
     precision: Semantic[Literal["fp32", "bf16"]] = "fp32"
     """Arithmetic of forward and backward; the master weights are fp32."""
+    validation: Semantic[ValidationSpec | None] = None
+    """Measure the model while it trains; null: not at all."""
+    validation_data: Input[str | None] = None
+    """Images that nothing is learned from, as `NAME@SPLIT`; with `validation`. Not those that the
+    result is told on, where `keep_best` or `patience` choose by them."""
     checkpoint: Execution[CheckpointSpec] = CheckpointSpec()
     resources: Execution[ResourcesSpec] = ResourcesSpec()
     register_as: Execution[str | None] = None
@@ -268,6 +274,23 @@ class TrainingSpec(StageSpec):
         return self
 
     @model_validator(mode="after")
+    def _validation_has_its_data(self) -> "TrainingSpec":
+        if (self.validation is None) != (self.validation_data is None):
+            raise ValueError("give validation and validation_data together, or neither")
+        if self.validation_data is not None and "@" not in self.validation_data:
+            raise ValueError(
+                f"validation_data {self.validation_data!r} names no split; "
+                f"write {self.validation_data}@SPLIT"
+            )
+        by_answers = self.validation is not None and self.validation.metric == "top1_ratio"
+        if by_answers and not self.objective.uses_labels:
+            raise ValueError(
+                f"objective {self.objective.type} gives no answers to count; "
+                "set validation.metric to loss"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _mixture_fits_the_data(self) -> "TrainingSpec":
         sets = 1 if isinstance(self.data, str) else len(self.data)
         if self.mixture is None:
@@ -330,7 +353,11 @@ class PretrainSpec(TrainingSpec):
     """A ViT, unless `type` says resnet, timm or hf."""
 
     revision: ClassVar[int] = 2
-    ports: ClassVar[dict[str, tuple[str, ...]]] = {"data": SHARD_SETS, "teacher": MODELS}
+    ports: ClassVar[dict[str, tuple[str, ...]]] = {
+        "data": SHARD_SETS,
+        "teacher": MODELS,
+        "validation_data": SHARD_SETS,
+    }
 
     @model_validator(mode="after")
     def _model_fits_the_objective(self) -> "PretrainSpec":
@@ -376,6 +403,7 @@ class FinetuneSpec(TrainingSpec):
         "data": SHARD_SETS,
         "init": MODELS,
         "teacher": MODELS,
+        "validation_data": SHARD_SETS,
     }
 
     @model_validator(mode="after")

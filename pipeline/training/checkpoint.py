@@ -115,6 +115,25 @@ def read_parameters(folder: Path) -> Iterator[tuple[str, ParameterState]]:
             yield from _read_share(folder / name)
 
 
+def read_model(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What a checkpoint would be as a model: averaged weights where there are any, and buffers.
+
+    Raises:
+        IntegrityError: If it is damaged.
+    """
+    fault = damage(folder)
+    if fault is not None:
+        raise IntegrityError(
+            f"checkpoint {folder}, the best of the run, is damaged: {fault}",
+            hint=f"remove {folder.parent}; the stage then trains from its beginning",
+        )
+    weights = {
+        name: state.weight if state.average is None else state.average
+        for name, state in read_parameters(folder)
+    }
+    return weights, read_buffers(folder)
+
+
 def read_buffers(folder: Path) -> dict[str, Tensor]:
     """What the model of a checkpoint keeps beside its parameters: rank 0's.
 

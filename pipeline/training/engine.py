@@ -68,10 +68,6 @@ class Engine(Protocol):
         """
         ...
 
-    def skip(self) -> None:
-        """Forget the gradients of a loss that was not finite; nothing is updated."""
-        ...
-
     def loss(self, batch: LabelledBatch) -> float:
         """Loss of a whole batch without gradients; all ranks give the same batch."""
         ...
@@ -110,6 +106,10 @@ class Engine(Protocol):
 
     def highest(self, number: int) -> int:
         """The largest number that any rank gives."""
+        ...
+
+    def summed(self, numbers: Sequence[float]) -> list[float]:
+        """Sums over the ranks, each in float64."""
         ...
 
 
@@ -165,12 +165,8 @@ class TorchEngine:
             parameters = self.model.parameters()
             update_averages(self.optimizer, parameters, self.spec.optim, done=self.updates)
             self.updates += 1
-        self.skip()
-        return norm
-
-    def skip(self) -> None:
-        """See `Engine`."""
         self.optimizer.zero_grad(set_to_none=True)
+        return norm
 
     def loss(self, batch: LabelledBatch) -> float:
         """See `Engine`."""
@@ -225,6 +221,10 @@ class TorchEngine:
     def highest(self, number: int) -> int:
         """See `Engine`."""
         return number
+
+    def summed(self, numbers: Sequence[float]) -> list[float]:
+        """See `Engine`."""
+        return list(numbers)
 
 
 def clip_gradients(model: torch.nn.Module, clip_norm: float | None) -> float:

@@ -9,7 +9,7 @@ from pipeline.training.engine import Engine
 from pipeline.training.objectives.common import LabelledBatch
 from pipeline.training.writing import ShareWriter
 from schemas.backbones import BackboneSpec
-from schemas.checkpoint import CHECKPOINT_STATE, CheckpointState
+from schemas.checkpoint import CHECKPOINT_STATE, CheckpointState, RunProgress
 from schemas.errors import IntegrityError
 from schemas.training import CheckpointSpec
 
@@ -27,16 +27,6 @@ class RunIdentity:
     versions: dict[str, str]
 
 
-@dataclass(frozen=True)
-class Resumed:
-    """Where a run goes on."""
-
-    step: int
-    """Optimizer steps done; 0 for a fresh start."""
-    train_loss: float
-    """Of the last step done; NaN for a fresh start."""
-
-
 class CheckpointKeeper:
     """Writes the checkpoints of one run into one folder and finds the newest good one there."""
 
@@ -48,6 +38,7 @@ class CheckpointKeeper:
         when: CheckpointSpec,
         probe: LabelledBatch,
         say: Callable[[str], None],
+        needed: Callable[[RunProgress], set[int]] = lambda _progress: set(),
     ) -> None:
         """Hold a folder of checkpoints.
 
@@ -57,19 +48,24 @@ class CheckpointKeeper:
             when: Interval and retention.
             probe: A fixed batch, equal on every rank; its loss proves that a load was faithful.
             say: Told, on rank 0, what a person should know.
+            needed: The steps whose checkpoints may be wanted again, now or later: they are
+                written and kept whatever `when` says.
         """
         self._root = root
         self._identity = identity
         self._when = when
         self._probe = probe
         self._say = say
+        self._needed = needed
         self._writer: ShareWriter | None = None
 
-    def is_due(self, step: int) -> bool:
-        """Whether a checkpoint belongs after `step` steps, apart from the last."""
-        return step % self._when.every_steps == 0
+    def is_due(self, progress: RunProgress) -> bool:
+        """Whether a checkpoint belongs here, apart from the last."""
+        return (
+            progress.step in self._needed(progress) or progress.step % self._when.every_steps == 0
+        )
 
-    def resume(self, engine: Engine) -> Resumed:
+    def resume(self, engine: Engine) -> RunProgress:
         """Load the newest complete checkpoint into `engine`, if there is one; all ranks call it.
 
         Raises:
@@ -77,18 +73,45 @@ class CheckpointKeeper:
         """
         step = engine.highest(self._newest_step() if engine.rank == 0 else 0)
         if step == 0:
-            return Resumed(0, float("nan"))
-        folder = self._root / checkpoint.step_folder(step)
+            return RunProgress(step=0)
+        state = self._load(engine, self.folder(step))
+        if engine.rank == 0:
+            self._say(f"goes on from step {step}, written by {state.engine} x{state.world_size}")
+        return state.progress()
+
+    def roll_back(self, engine: Engine, back: RunProgress) -> RunProgress:
+        """Load the tensors of step `back.rolled_back_to`; all ranks call it.
+
+        Returns:
+            `back`: where the run goes on.
+
+        Raises:
+            IntegrityError: As `resume`, or if the checkpoint is not whole.
+        """
+        target = back.rolled_back_to
+        if engine.rank == 0:
+            self._say(f"back to the weights of step {target}, on with the batch of {back.step + 1}")
+        if target:
+            folder = self.folder(target)
+            fault = checkpoint.damage(folder)
+            if fault is not None:
+                raise IntegrityError(f"{folder} cannot be gone back to: {fault}")
+            self._load(engine, folder)
+        return back
+
+    def _load(self, engine: Engine, folder: Path) -> CheckpointState:
         state = CheckpointState.model_validate_json((folder / CHECKPOINT_STATE).read_text())
         self._check_identity(folder, state)
         engine.load(folder, state.updates)
         self._check_probe(folder, state.probe_loss, engine.loss(self._probe))
-        if engine.rank == 0:
-            self._say(f"goes on from step {step}, written by {state.engine} x{state.world_size}")
-        return Resumed(step, state.train_loss)
+        return state
 
-    def save(self, engine: Engine, step: int, train_loss: float, *, waits: bool) -> None:
-        """Copy the state after `step` steps and begin to write it; all ranks call it.
+    def folder(self, step: int) -> Path:
+        """Where the checkpoint after `step` steps is."""
+        return self._root / checkpoint.step_folder(step)
+
+    def save(self, engine: Engine, progress: RunProgress, *, waits: bool) -> None:
+        """Copy the state as it is now and begin to write it; all ranks call it.
 
         Training may go on at once. It waits here where the checkpoint before is not written yet, so
         that at most one more copy of the state is held; and, with `waits`, for the commit.
@@ -98,18 +121,18 @@ class CheckpointKeeper:
         probe_loss = engine.loss(self._probe)
         tensors = engine.share()
         if engine.rank == 0:
-            checkpoint.begin(self._root, step)
+            checkpoint.begin(self._root, progress.step)
         engine.highest(0)  # nobody writes before the folder is there
         state = CheckpointState(
-            step=step,
+            **dict(progress),
             updates=engine.updates,
             **self._identity.__dict__,
             world_size=engine.world_size,
             engine=engine.name,
-            train_loss=train_loss,
             probe_loss=probe_loss,
         )
-        writer.start(tensors, state, self._prune)
+        kept = self._needed(progress)
+        writer.start(tensors, state, lambda: checkpoint.prune(self._root, self._when, kept=kept))
         if waits:
             writer.wait()
             engine.highest(0)  # nobody goes on before it is committed
@@ -118,9 +141,6 @@ class CheckpointKeeper:
         if self._writer is None:
             self._writer = ShareWriter(self._root, rank=engine.rank, world_size=engine.world_size)
         return self._writer
-
-    def _prune(self) -> None:
-        checkpoint.prune(self._root, self._when)
 
     def _newest_step(self) -> int:
         found = checkpoint.newest_complete(self._root, self._identity.key, self._say)

@@ -1,6 +1,5 @@
 """The one training loop: pre-training, fine-tuning and the search all run it. No Ray in here."""
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -8,11 +7,14 @@ from typing import Protocol
 
 from pipeline.ports import MetricLog, StopSignal
 from pipeline.training.engine import Engine
-from pipeline.training.keeper import CheckpointKeeper, Resumed
+from pipeline.training.guard import BAD_STEPS, give_up_or_roll_back
+from pipeline.training.keeper import CheckpointKeeper
 from pipeline.training.meter import Meter
 from pipeline.training.objectives.common import LabelledBatch
 from pipeline.training.schedule import learning_rate
-from schemas.errors import PausedError, StageFailedError
+from pipeline.training.validation import Validator
+from schemas.checkpoint import RunProgress
+from schemas.errors import PausedError
 from schemas.optim import OptimSpec
 
 CURVE_POINTS = 200
@@ -41,16 +43,7 @@ class Watch:
     clock: Callable[[], float] = time.perf_counter
 
 
-@dataclass(frozen=True)
-class TrainResult:
-    """How a run ended."""
-
-    steps: int
-    train_loss: float
-    """Mean loss of the global batch of the last step."""
-
-
-def train(
+def train(  # noqa: PLR0913 - all are named where it is called
     engine: Engine,
     loader: Batches,
     *,
@@ -58,7 +51,9 @@ def train(
     total_steps: int,
     keeper: CheckpointKeeper | None,
     watch: Watch,
-) -> TrainResult:
+    validator: Validator | None = None,
+    back: RunProgress | None = None,
+) -> RunProgress:
     """Take `engine` from its last checkpoint, or from the start, to `total_steps` steps.
 
     Every rank runs it, with its own share of the batches; they stay in step because all decisions
@@ -71,64 +66,142 @@ def train(
         total_steps: Length of the whole run, steps done before included.
         keeper: Where checkpoints go; None trains without.
         watch: Metrics, stop signal, progress lines and clock.
+        validator: Measures the model now and then, and may end the run early.
+        back: Of a run that is rolled back: what `RollBackError` says.
+
+    Returns:
+        Where the run ended.
 
     Raises:
         PausedError: On request, after a checkpoint.
+        RollBackError: When the run is to be taken back, by a new engine.
         StageFailedError: When the loss is no longer finite.
         IntegrityError: When the checkpoint to go on from is not what was saved.
     """
     # ---- where we stand -----------------------------------------------------------------------
-    resumed = keeper.resume(engine) if keeper else Resumed(0, math.nan)
-    done, loss = resumed.step, resumed.train_loss
-    leads = engine.rank == 0
-    every = max(1, total_steps // CURVE_POINTS)
-    meter = Meter(watch.clock)
-    stream = loader.batches(done)
+    progress = _start(engine, keeper, back)
+    teller = _Teller(engine, loader, watch, total_steps)
+    stream = loader.batches(progress.step)
 
-    while done < total_steps:
+    while not _is_over(progress, total_steps, validator):
         # ---- one optimizer step ---------------------------------------------------------------
-        waited_from = watch.clock()
-        micro_batches = next(stream)
-        meter.waited(watch.clock() - waited_from)
-
-        loss = engine.forward_backward(micro_batches, step=done)
-        if not math.isfinite(loss):
-            # Checked before the update: the last checkpoint is still good.
-            raise StageFailedError(
-                f"the training loss became {loss} at step {done + 1} of {total_steps}",
-                hint="lower optim.peak_lr, lengthen optim.warmup_steps or set optim.clip_norm",
-            )
-        rate = learning_rate(done, optim, total_steps)
-        norm = engine.step(rate)
-        done += 1
-        meter.stepped(sum(len(b.label_B) for b in micro_batches) * engine.world_size)
+        micro_batches = teller.timed(stream)
+        loss = engine.forward_backward(micro_batches, step=progress.step)
+        rate = learning_rate(progress.step, optim, total_steps)
+        norm = engine.step(rate)  # updates nothing where it is not finite
+        progress = progress.after_step(loss, norm)
 
         # ---- what people see ------------------------------------------------------------------
-        ends = done == total_steps
-        if leads and (done == 1 or ends or done % every == 0):
-            points = {
-                "train/loss": loss,
-                "train/learning_rate": rate,
-                "train/grad_norm": norm,
-                **meter.read(at_once=done == 1 or ends),
-                **loader.figures(),
-            }
-            if watch.metrics:
-                watch.metrics.log(points, step=done)
-        if leads and (ends or done % max(1, total_steps // 10) == 0):
-            watch.say(f"step {done} of {total_steps}, loss {loss:.4f}")
+        teller.stepped(progress.step, micro_batches, loss=loss, rate=rate, norm=norm)
+        if progress.bad_steps:
+            teller.bad_step(progress, loss=loss, norm=norm)
+            give_up_or_roll_back(progress, optim)
+
+        # ---- what it is worth -----------------------------------------------------------------
+        if validator and (progress.step == total_steps or validator.is_due(progress.step)):
+            figures = validator.run(engine)
+            progress = validator.judged(progress, figures)
+            teller.validated(progress, figures)
 
         # ---- what outlives us -----------------------------------------------------------------
-        stops = not ends and engine.agree(_asked_to_stop(watch, leads=leads))
-        if keeper and (ends or stops or keeper.is_due(done)):
-            keeper.save(engine, done, loss, waits=ends or stops)
-            meter.restart()  # copying a checkpoint is not training
+        ends = _is_over(progress, total_steps, validator)
+        stops = not ends and engine.agree(_asked_to_stop(watch, leads=engine.rank == 0))
+        if keeper and (ends or stops or keeper.is_due(progress)):
+            keeper.save(engine, progress, waits=ends or stops)
+            teller.pauses_over()
         if stops:
             kept = "with a checkpoint" if keeper else "without a checkpoint"
-            raise PausedError(f"stopped on request after step {done} of {total_steps}, {kept}")
+            raise PausedError(
+                f"stopped on request after step {progress.step} of {total_steps}, {kept}"
+            )
 
-    return TrainResult(done, loss)
+    return progress
+
+
+def _start(
+    engine: Engine, keeper: CheckpointKeeper | None, back: RunProgress | None
+) -> RunProgress:
+    """Load what there is to go on from."""
+    if keeper is None:
+        return RunProgress(step=0)
+    return keeper.resume(engine) if back is None else keeper.roll_back(engine, back)
+
+
+def _is_over(progress: RunProgress, total_steps: int, validator: Validator | None) -> bool:
+    gives_up = validator is not None and validator.gives_up(progress.standing)
+    return progress.step == total_steps or gives_up
 
 
 def _asked_to_stop(watch: Watch, *, leads: bool) -> bool:
     return leads and watch.stop is not None and watch.stop.requested()
+
+
+class _Teller:
+    """What people see of a run: curves and lines, by rank 0 alone."""
+
+    def __init__(self, engine: Engine, loader: Batches, watch: Watch, total_steps: int) -> None:
+        self._engine = engine
+        self._loader = loader
+        self._watch = watch
+        self._total_steps = total_steps
+        self._meter = Meter(watch.clock)
+
+    def timed(self, stream: Iterator[tuple[LabelledBatch, ...]]) -> tuple[LabelledBatch, ...]:
+        """The next batch; waiting for it counts."""
+        waited_from = self._watch.clock()
+        micro_batches = next(stream)
+        self._meter.waited(self._watch.clock() - waited_from)
+        return micro_batches
+
+    def stepped(
+        self,
+        step: int,
+        micro_batches: tuple[LabelledBatch, ...],
+        *,
+        loss: float,
+        rate: float,
+        norm: float,
+    ) -> None:
+        """A step has been done."""
+        self._meter.stepped(sum(len(b.label_B) for b in micro_batches) * self._engine.world_size)
+        if self._engine.rank:
+            return
+        first, ends = step == 1, step == self._total_steps
+        if first or ends or step % max(1, self._total_steps // CURVE_POINTS) == 0:
+            points = {
+                "train/loss": loss,
+                "train/learning_rate": rate,
+                "train/grad_norm": norm,
+                **self._meter.read(at_once=first or ends),
+                **self._loader.figures(),
+            }
+            self._log(points, step)
+        if ends or step % max(1, self._total_steps // 10) == 0:
+            self._watch.say(f"step {step} of {self._total_steps}, loss {loss:.4f}")
+
+    def bad_step(self, progress: RunProgress, *, loss: float, norm: float) -> None:
+        """A step has updated nothing."""
+        if self._engine.rank == 0:
+            self._watch.say(
+                f"step {progress.step}: loss {loss}, gradient norm {norm}: nothing is updated "
+                f"({progress.bad_steps} of {BAD_STEPS} in a row)"
+            )
+
+    def validated(self, progress: RunProgress, figures: dict[str, float]) -> None:
+        """The model has been measured."""
+        self.pauses_over()
+        if self._engine.rank:
+            return
+        self._log({f"validation/{name}": value for name, value in figures.items()}, progress.step)
+        said = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        best = progress.standing.best_step
+        mark = "the best so far" if best == progress.step else f"the best was at step {best}"
+        self._watch.say(f"step {progress.step}: validation {said}; {mark}")
+
+    def pauses_over(self) -> None:
+        """What was done since the last step is not training."""
+        self._meter.restart()
+
+    def _log(self, points: dict[str, float], step: int) -> None:
+        if self._watch.metrics:
+            self._watch.metrics.log(points, step=step)

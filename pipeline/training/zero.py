@@ -184,10 +184,6 @@ class DeepSpeedEngine:
             self.updates += 1
         return norm
 
-    def skip(self) -> None:
-        """See `Engine`."""
-        self.step(0.0)
-
     def loss(self, batch: LabelledBatch) -> float:
         """See `Engine`."""
         engine = self._engine
@@ -275,3 +271,9 @@ class DeepSpeedEngine:
         tensor = torch.tensor([number], dtype=torch.int64, device=self.spec.device)
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return int(tensor.item())
+
+    def summed(self, numbers: Sequence[float]) -> list[float]:
+        """See `Engine`."""
+        tensor = torch.tensor(numbers, dtype=torch.float64, device=self.spec.device)
+        dist.all_reduce(tensor)
+        return tensor.tolist()

@@ -1,6 +1,6 @@
 """A tiny model, fixed random images, and a loader over them with the real one's interface."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -19,6 +19,7 @@ from pipeline.training.objectives.common import Objective, Setting
 from pipeline.training.objectives.masked import Autoencoding
 from pipeline.training.objectives.supervised import Supervised
 from schemas.backbones import BackboneSpec, ResNetSpec
+from schemas.checkpoint import RunProgress
 from schemas.model import ViTSpec
 from schemas.objectives import MaeSpec, SupervisedSpec
 from schemas.optim import OptimSpec
@@ -116,19 +117,21 @@ class Spoiled:
     it is the other way round.
     """
 
-    objective: Objective
-
     BAD_GRADIENTS: ClassVar = (3, 4)
     BAD_LOSSES: ClassVar = (9,)
+
+    objective: Objective
+    gradients: tuple[int, ...] = BAD_GRADIENTS
+    losses: tuple[int, ...] = BAD_LOSSES
 
     def __call__(self, model: torch.nn.Module, batch: FakeBatch) -> torch.Tensor:
         loss = self.objective(model, batch)
         step = int(batch.places.epoch[0])
         if next(FakeLoader().batches(step))[0].places.position[-1] not in batch.places.position:
             return loss
-        if step in self.BAD_GRADIENTS:
+        if step in self.gradients:
             return loss + (0 * loss).sqrt()
-        return loss + torch.inf if step in self.BAD_LOSSES else loss
+        return loss + torch.inf if step in self.losses else loss
 
 
 def setting(spec: BackboneSpec = TINY) -> Setting:
@@ -160,7 +163,12 @@ def identity() -> RunIdentity:
 
 
 def keeper(
-    root: Path, *, every_steps: int = 5, said: list[str] | None = None, **keeping: int
+    root: Path,
+    *,
+    every_steps: int = 5,
+    said: list[str] | None = None,
+    needed: Callable[[RunProgress], set[int]] = lambda _progress: set(),
+    **keeping: int,
 ) -> CheckpointKeeper:
     return CheckpointKeeper(
         root,
@@ -168,6 +176,7 @@ def keeper(
         when=CheckpointSpec(every_steps=every_steps, **keeping),
         probe=FakeLoader().rows(np.arange(8)),
         say=(said if said is not None else []).append,
+        needed=needed,
     )
 
 

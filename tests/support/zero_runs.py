@@ -1,7 +1,6 @@
 """Runs of DeepSpeedEngine in real processes over gloo, several stages in one start-up."""
 
 import json
-import math
 import os
 import warnings
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from pipeline.model.vit import Encoder
 from pipeline.training.engine import Engine
 from pipeline.training.schedule import learning_rate
 from schemas.backbones import BackboneSpec
+from schemas.checkpoint import RunProgress
 from schemas.optim import OptimSpec
 from tests.support.training import (
     OPTIM,
@@ -155,12 +155,9 @@ def follow(
     stream = loader.batches(start)
     for step in range(start, steps):
         losses[step] = engine.forward_backward(next(stream), step=step)
-        if math.isfinite(losses[step]):
-            norms[step] = engine.step(learning_rate(step, OPTIM, STEPS))
-        else:
-            engine.skip()
+        norms[step] = engine.step(learning_rate(step, OPTIM, STEPS))
         if keep and step + 1 == STEPS // 2 and start == 0:
-            keep.save(engine, step + 1, losses[step], waits=True)
+            keep.save(engine, RunProgress(step=step + 1), waits=True)
         averages.take(engine)
     weights = {name: state.weight for name, state in engine.state()}
     saved = dict(engine.weights())

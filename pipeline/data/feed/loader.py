@@ -177,11 +177,18 @@ class TrainLoader:
 
 
 def eval_batches(
-    split: AnySplit, *, image_px: tuple[int, int], batch_samples: int, threads: int
+    split: AnySplit,
+    *,
+    image_px: tuple[int, int],
+    batch_samples: int,
+    threads: int,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[Batch]:
     """Every live row once, in storage order, resized and cut from the centre; the last is shorter.
 
-    A sample's position is its place in that order.
+    A sample's position is its place in that order. The ranks of a world take batches in turn: each
+    row is read by one of them.
 
     Raises:
         IntegrityError: If a row is not what was written: an evaluation replaces nothing.
@@ -195,7 +202,8 @@ def eval_batches(
         return BatchPlan(Places(zeros, zeros, live), image_px, samples)
 
     with BatchFiller(threads, Tally(time.perf_counter)) as filler:
-        yield from filler.run(map(plan, range(0, split.num_rows, batch_samples)))
+        starts = range(rank * batch_samples, split.num_rows, world_size * batch_samples)
+        yield from filler.run(map(plan, starts))
 
 
 def probe_batch(split: AnySplit, n: int, image_px: tuple[int, int]) -> Batch:

@@ -10,13 +10,15 @@ import torch
 from safetensors.torch import load_file
 
 from infra.metric_segments import read_points
-from jobs import train
+from jobs import evaluate, train
 from jobs.train_worker import CHECKPOINTS, TrainPlan, run_alone
 from pipeline.model.saved import load_model
 from schemas.errors import OutOfMemoryError, PausedError
+from schemas.evaluation import EvaluateSpec
 from schemas.report import SearchReport
 from schemas.runs import InputArtifact
 from schemas.training import FinetuneSpec, PretrainSpec
+from schemas.validation import ValidationSpec
 from tests.support.stages import StageRun, run_stage
 
 pytestmark = pytest.mark.usefixtures("torch_is_left_as_it_was")
@@ -95,6 +97,33 @@ def test_an_interrupted_stage_makes_the_same_bytes(
     for name in ("model.json", "model.safetensors"):
         expected = (pretrained.path / "model" / name).read_bytes()
         assert (run.path / "model" / name).read_bytes() == expected
+
+
+def test_the_best_validation_is_handed_over(corpus: InputArtifact, tmp_path: Path) -> None:
+    # A rate that soon does more harm than good: the best is not the last.
+    spec = PRETRAIN.revise(
+        optim=PRETRAIN.optim.revise(peak_lr=0.3),
+        validation=ValidationSpec(every_steps=1, keep_best=True),
+        validation_data="corpus@test",
+    )
+    inputs = {"data": corpus, "validation_data": corpus.revise(split="test")}
+    run = run_stage(train.run, spec, tmp_path / "pretrain", inputs=inputs, seed=3)
+    points, _ = read_points(run.path.parent / "progress" / "metrics.jsonl", 0)
+    losses = {point.step: point.value for point in points if point.key == "validation/loss"}
+    best = min(losses, key=losses.__getitem__)
+    assert best < len(losses) == 8
+    assert run.output.metrics["validation/best"] == losses[best]
+    assert run.output.metrics["validation/best_step_count"] == best
+    assert load_model(run.path / "model")[1].trained_steps == best
+    accuracy = run_stage(
+        evaluate.run,
+        EvaluateSpec(data="corpus", model="pretrain"),
+        tmp_path / "accuracy",
+        inputs={"data": corpus.revise(split="test"), "model": run.at(None)},
+    )
+    assert accuracy.output.metrics["test/nll"] == pytest.approx(losses[best], rel=1e-5)
+    top1 = {point.step: point.value for point in points if point.key == "validation/top1_ratio"}
+    assert accuracy.output.metrics["test/top1_ratio"] == top1[best]
 
 
 def test_fine_tuning_starts_from_the_weights_at_another_size(

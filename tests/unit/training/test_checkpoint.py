@@ -8,7 +8,7 @@ import torch
 from pipeline.training.checkpoint import begin, newest_complete, read_parameters
 from pipeline.training.loop import Watch, train
 from pipeline.training.writing import ShareWriter
-from schemas.checkpoint import CHECKPOINT_MANIFEST, CheckpointState
+from schemas.checkpoint import CHECKPOINT_MANIFEST, CheckpointState, RunProgress
 from schemas.errors import DiskFullError, IntegrityError
 from tests.support.training import (
     KEY,
@@ -183,7 +183,7 @@ def test_a_full_disk_is_a_sentence_and_the_last_checkpoint_survives(
 
     monkeypatch.setattr("pipeline.training.checkpoint.save_file", full)
     with pytest.raises(DiskFullError, match="no space left for a checkpoint"):
-        keeper(root).save(torch_engine(), 15, 1.0, waits=True)
+        keeper(root).save(torch_engine(), RunProgress(step=15), waits=True)
     assert newest(root) == (10, [])
 
 

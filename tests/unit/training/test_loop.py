@@ -10,8 +10,9 @@ import torch
 
 from pipeline.model.vit import KEY_BIAS
 from pipeline.training.engine import TorchEngine
-from pipeline.training.loop import TrainResult, Watch, train
-from schemas.errors import PausedError, StageFailedError
+from pipeline.training.loop import Watch, train
+from schemas.checkpoint import RunProgress
+from schemas.errors import PausedError
 from schemas.model import ViTSpec
 from schemas.optim import OptimSpec
 from tests.support.training import (
@@ -32,7 +33,7 @@ from tests.support.training import (
 STEPS = 12
 
 
-def run(engine: TorchEngine, root: Path | None = None, **watch: object) -> TrainResult:
+def run(engine: TorchEngine, root: Path | None = None, **watch: object) -> RunProgress:
     return train(
         engine,
         FakeLoader(),
@@ -168,15 +169,6 @@ def test_gradients_are_clipped_as_torch_does() -> None:
         norms[clip] = engine.step(1e-3)
         assert norms[clip] == pytest.approx(reference.item(), rel=1e-6)
     assert norms[None] == norms[0.01], "the norm that is told is the one before clipping"
-
-
-def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> None:
-    engine = torch_engine()
-    with torch.no_grad():
-        engine.model.head.weight.fill_(math.inf)
-    with pytest.raises(StageFailedError, match="became nan at step 1 of 12"):
-        run(engine, tmp_path)
-    assert not list(tmp_path.iterdir())
 
 
 def test_curves_have_the_first_and_the_last_step_and_few_enough_points() -> None:
