@@ -72,8 +72,9 @@ class FakeLoader:
         rank: int = 0,
         world_size: int = 1,
         micro_batch: int | None = None,
+        seed: int = 0,
     ) -> None:
-        rng = np.random.default_rng(3)
+        rng = np.random.default_rng(3 + seed)
         height, width = spec.image_px
         self.pixels = rng.integers(0, 256, (samples, height, width, 3), dtype=np.uint8)
         self.labels = rng.integers(0, spec.num_classes, samples).astype(np.int64)
@@ -151,9 +152,9 @@ def torch_engine(spec: BackboneSpec = TINY, optim: OptimSpec = OPTIM) -> TorchEn
     return TorchEngine(model(spec), engine_spec(spec, optim))
 
 
-def model(spec: BackboneSpec = TINY) -> Backbone:
+def model(spec: BackboneSpec = TINY, *, seed: int = 0) -> Backbone:
     """With a head that is not zero, so that gradients reach everything from the first step."""
-    made = build(spec, seed=1)
+    made = build(spec, seed=1 + seed)
     torch.nn.init.normal_(made.head.weight, std=0.5, generator=torch.Generator().manual_seed(2))
     return made
 

@@ -48,6 +48,8 @@ class ZeroRun:
     mae: bool = False
     """Trains a masked autoencoder, not a classifier."""
     steps: int = STEPS
+    seed: int = 0
+    """Of images and initial weights."""
     spoiled: bool = False
     """Some losses and some gradients are not finite."""
 
@@ -123,10 +125,12 @@ def _do_all(rank: int, world_size: int, folder: Path, runs: list[ZeroRun]) -> No
 
     for run in runs:
         micro = 16 // world_size // run.accumulation
-        loader = FakeLoader(run.spec, rank=rank, world_size=world_size, micro_batch=micro)
+        loader = FakeLoader(
+            run.spec, rank=rank, world_size=world_size, micro_batch=micro, seed=run.seed
+        )
         zero = ZeroSpec(stage=run.stage, micro_batch=micro, accumulation=run.accumulation)
         spec = engine_spec(run.spec, run.optim, run.precision)
-        trained: Backbone | Encoder = model(run.spec)
+        trained: Backbone | Encoder = model(run.spec, seed=run.seed)
         if run.mae:
             trained, spec = mae_engine_parts()
         if run.spoiled:
@@ -155,7 +159,7 @@ def follow(
     stream = loader.batches(start)
     for step in range(start, steps):
         losses[step] = engine.forward_backward(next(stream), step=step)
-        norms[step] = engine.step(learning_rate(step, OPTIM, STEPS))
+        norms[step] = engine.step(learning_rate(step, optim, STEPS))
         if keep and step + 1 == STEPS // 2 and start == 0:
             keep.save(engine, RunProgress(step=step + 1), waits=True)
         averages.take(engine)
