@@ -4,6 +4,7 @@ run.json       its state: who owns it, how it stands
 events.jsonl   one line for each event, which the tracker's mirror replays
 mirror.json    how far the mirror has come
 log.txt        what its processes printed
+now/           where each training stage stands, for who watches the run
 pause          present once somebody asked for a clean stop
 """
 

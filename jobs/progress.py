@@ -1,17 +1,24 @@
 """What a person sees while a run goes on: a live table on a terminal, plain lines elsewhere."""
 
 import time
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from rich.console import RenderableType
 from rich.live import Live
 from rich.markup import escape
+from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 
+from infra.pace_file import pace_path, read_pace
 from jobs.console import is_terminal, stderr
 from jobs.stage_task import append_line
+from schemas.runs import TrainingPace
+
+_BAR_WIDTH = 24
 
 
 class LogTail:
@@ -97,5 +104,22 @@ class RunView:
         drawn = Table.grid(padding=(0, 2))
         for stage, (began, said) in self._running.items():
             spent = f"{time.monotonic() - began:.0f} s"
-            drawn.add_row(Spinner("dots", text=escape(stage)), spent, escape(said))
+            pace = read_pace(pace_path(self._log.parent, stage))
+            shown = escape(said) if pace is None else bar(pace)
+            drawn.add_row(Spinner("dots", text=escape(stage)), spent, shown)
         return drawn
+
+
+def bar(pace: TrainingPace) -> RenderableType:
+    """A training stage in one line: how far it is, how fast it goes, how long it will take."""
+    words = [f"{pace.step:,}/{pace.total_steps:,}", f"loss {pace.loss:.4f}"]
+    if pace.images_per_second is not None:
+        words.append(f"{pace.images_per_second:,.0f} images/s")
+    if pace.eta_seconds is not None and pace.step < pace.total_steps:
+        words.append(f"{timedelta(seconds=round(pace.eta_seconds))} left")
+    line = Table.grid(padding=(0, 1))
+    line.add_row(
+        ProgressBar(total=pace.total_steps, completed=pace.step, width=_BAR_WIDTH),
+        "  ".join(words),
+    )
+    return line

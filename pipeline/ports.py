@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
 from schemas.artifacts import Environment, StageRecord, StageResult
-from schemas.runs import InputArtifact, MetricPoint, StageRequest
+from schemas.runs import InputArtifact, MetricPoint, StageRequest, TrainingPace
 
 X = TypeVar("X")
 Y = TypeVar("Y")
@@ -77,6 +77,14 @@ class MetricLog(Protocol):
 
     def log(self, points: dict[str, float], *, step: int) -> None:
         """Append one point for each key; a (key, step) that stands already is not written again."""
+        ...
+
+
+class PaceLog(Protocol):
+    """Where people see how far a training stage is."""
+
+    def show(self, pace: TrainingPace) -> None:
+        """Show it in place of what was shown before; drops what comes too fast, never raises."""
         ...
 
 

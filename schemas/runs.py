@@ -160,6 +160,21 @@ class MetricPoint(Spec):
     at_ms: Semantic[int]
 
 
+class TrainingPace(Spec):
+    """`runs/<run>/now/<stage>.json`: where a training stage stands; replaced once a second."""
+
+    schema_version: Semantic[Literal[1]] = 1
+    step: Semantic[int] = Field(ge=0)
+    """Optimizer steps done."""
+    total_steps: Semantic[int] = Field(gt=0)
+    loss: Semantic[float]
+    """Of the last step."""
+    images_per_second: Semantic[float | None] = None
+    """Of all workers, on average since this start; null before the second step."""
+    eta_seconds: Semantic[float | None] = None
+    """Until the last step at this rate; null before the second step."""
+
+
 class RunState(Spec):
     """`runs/<run>/run.json`: whose run it is, and how it stands."""
 
