@@ -112,7 +112,8 @@ class RunView:
 
 def bar(pace: TrainingPace) -> RenderableType:
     """A training stage in one line: how far it is, how fast it goes, how long it will take."""
-    words = [f"{pace.step:,}/{pace.total_steps:,}", f"loss {pace.loss:.4f}"]
+    said_loss = "loss not finite" if pace.loss is None else f"loss {pace.loss:.4f}"
+    words = [f"{pace.step:,}/{pace.total_steps:,}", said_loss]
     if pace.images_per_second is not None:
         words.append(f"{pace.images_per_second:,.0f} images/s")
     if pace.eta_seconds is not None and pace.step < pace.total_steps:

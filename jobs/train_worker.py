@@ -11,9 +11,9 @@ from typing import Any
 import torch
 import torch.utils.deterministic
 
-from infra.metric_segments import SegmentLog
 from jobs.device_memory import lowest_of_all, worker_bytes
-from jobs.stage_task import METRICS_FILE, PauseFile, append_line, log_path
+from jobs.stage_task import append_line, log_path
+from jobs.train_watch import gauge_of, watch_of
 from pipeline.cost import Layout, lay_out
 from pipeline.data.feed.loader import Batch, TrainLoader, probe_batch
 from pipeline.data.feed.mixtures import AnyData, MixedSplit
@@ -30,7 +30,7 @@ from pipeline.training.checkpoint import read_model
 from pipeline.training.engine import Engine, EngineSpec, TorchEngine
 from pipeline.training.guard import RollBackError, needed_again
 from pipeline.training.keeper import CheckpointKeeper, RunIdentity
-from pipeline.training.loop import Watch, train
+from pipeline.training.loop import train
 from pipeline.training.objectives.common import Objective, Setting
 from pipeline.training.objectives.distilled import Distilled
 from pipeline.training.objectives.masked import Autoencoding, MaskedPatch
@@ -262,10 +262,11 @@ def run_plan(
     data = open_data(plan.request, plan.spec)
     keeper = _keeper(plan, data, probe_batch(data.first, PROBE_SAMPLES, plan.model.image_px))
     validator = _validator(plan, data, setup)
+    gauge = gauge_of(plan.spec, plan.model)
     back: RunProgress | None = None
     while True:
         engine = new_engine()
-        watch = _watch(plan, rank=engine.rank)
+        watch = watch_of(plan.request, plan.progress, gauge, rank=engine.rank)
         with _loader(plan, data, engine) as loader:
             try:
                 progress = train(
@@ -371,16 +372,6 @@ def _keeper(plan: TrainPlan, data: TrainData, probe: Batch) -> CheckpointKeeper:
         probe=probe,
         say=_say(plan.request),
         needed=lambda progress: needed_again(progress, plan.spec.optim, plan.spec.validation),
-    )
-
-
-def _watch(plan: TrainPlan, *, rank: int) -> Watch:
-    if rank:
-        return Watch()
-    return Watch(
-        metrics=SegmentLog(plan.progress / METRICS_FILE),
-        stop=PauseFile(Path(plan.request.pause_path)),
-        say=_say(plan.request),
     )
 
 

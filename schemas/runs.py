@@ -167,8 +167,8 @@ class TrainingPace(Spec):
     step: Semantic[int] = Field(ge=0)
     """Optimizer steps done."""
     total_steps: Semantic[int] = Field(gt=0)
-    loss: Semantic[float]
-    """Of the last step."""
+    loss: Semantic[float | None]
+    """Of the last step; null where it is not finite."""
     images_per_second: Semantic[float | None] = None
     """Of all workers, on average since this start; null before the second step."""
     eta_seconds: Semantic[float | None] = None

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from infra.metric_segments import read_points
+from infra.pace_file import pace_path, read_pace
 from jobs import evaluate, train
 from jobs.train_worker import CHECKPOINTS, TrainPlan, run_alone
 from pipeline.model.saved import load_model
@@ -55,6 +56,12 @@ def test_pretraining_writes_a_model_that_stands_alone(
     assert figures["model/parameters_count"] == sum(p.numel() for p in model.parameters())
     points, _ = read_points(pretrained.path.parent / "progress" / "metrics.jsonl", 0)
     assert [p.step for p in points if p.key == "train/loss"] == list(range(1, 9))
+    assert {f"train/{it}" for it in ("mfu_ratio", "memory_bytes", "eta_seconds")} <= {
+        point.key for point in points
+    }
+    pace = read_pace(pace_path(pretrained.path.parent, "pretrain"))
+    assert pace is not None
+    assert (pace.step, pace.total_steps) == (8, 8)
     assert CHECKPOINTS in pretrained.output.spent
 
 

@@ -1,6 +1,7 @@
 """The loop: learning, stopping, going on, and what it tells."""
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import torch
 from pipeline.model.vit import KEY_BIAS
 from pipeline.training.engine import TorchEngine
 from pipeline.training.loop import Watch, train
+from pipeline.training.meter import Gauge
 from schemas.checkpoint import RunProgress
 from schemas.errors import PausedError
 from schemas.model import ViTSpec
 from schemas.optim import OptimSpec
+from schemas.runs import TrainingPace
 from tests.support.training import (
     DROPOUT,
     NOISY,
@@ -42,6 +45,16 @@ def run(engine: TorchEngine, root: Path | None = None, **watch: object) -> RunPr
         keeper=keeper(root) if root else None,
         watch=Watch(**watch),  # type: ignore[arg-type]
     )
+
+
+class ShownPaces:
+    """A `PaceLog` in memory."""
+
+    def __init__(self) -> None:
+        self.paces: list[TrainingPace] = []
+
+    def show(self, pace: TrainingPace) -> None:
+        self.paces.append(pace)
 
 
 def weights(engine: TorchEngine) -> dict[str, torch.Tensor]:
@@ -188,10 +201,30 @@ def test_curves_have_the_first_and_the_last_step_and_few_enough_points() -> None
     assert len(steps) <= 500
     assert log.points["train/learning_rate"][1] == OPTIM.peak_lr
     assert {450, 1} <= log.points["train/images_per_second"].keys()
+    assert log.points["train/eta_seconds"].keys() == set(steps) - {1}
+    assert log.points["train/eta_seconds"][450] == 0
+    assert "train/mfu_ratio" not in log.points, "nothing is known of the device"
+
+
+def test_the_bar_is_told_every_step_and_figures_know_the_device() -> None:
+    log, shown = Recorded(), ShownPaces()
+    gauge = Gauge(flops_per_image=1e6, peak_flops=1e12, memory_bytes=lambda: 4096)
+    run(torch_engine(), metrics=log, pace=shown, gauge=gauge)
+    assert [(it.step, it.total_steps) for it in shown.paces] == [
+        (step, STEPS) for step in range(1, STEPS + 1)
+    ]
+    assert [it.loss for it in shown.paces] == list(log.points["train/loss"].values())
+    assert shown.paces[0].images_per_second is None
+    assert shown.paces[-1].eta_seconds == 0
+    assert set(log.points["train/memory_bytes"].values()) == {4096}
+    rates = log.points["train/images_per_second"]
+    for step, ratio in log.points["train/mfu_ratio"].items():
+        assert ratio == pytest.approx(rates[step] * 1e6 / 1e12)
 
 
 def test_progress_lines_come_ten_times_and_name_the_loss() -> None:
     said: list[str] = []
     run(torch_engine(), say=said.append)
-    assert said[-1].startswith("step 12 of 12, loss ")
+    assert re.fullmatch(r"step 12 of 12, loss \d+\.\d{4}, [\d,]+ images/s", said[-1])
+    assert re.search(r"images/s, \d:\d\d:\d\d left$", said[1])
     assert len(said) <= 12
