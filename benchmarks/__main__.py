@@ -20,6 +20,7 @@ MODULES = (
     "corruption",
     "ingest",
     "model_speed",
+    "estimate",
     "imported_probe",
     "torn_checkpoint",
     "checkpoint_step",

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.cost import state_bytes
-from pipeline.cost.state import StateBytes
 from schemas.optim import OptimSpec
-from tests.support.held import WORLD, Held, held_alone, held_in_world
+from tests.support.held import WORLD, held_alone, held_in_world
 
 ADAMW = OptimSpec(peak_lr=1e-3, ema_decay=0.9)
 SGD = OptimSpec(peak_lr=1e-3, algorithm="sgd")
@@ -27,15 +26,6 @@ def test_the_reference_holds_what_is_stated(optim: OptimSpec) -> None:
 def test_every_zero_stage_holds_what_is_stated(tmp_path: Path) -> None:
     for stage, held in held_in_world(tmp_path, ADAMW, [0, 1, 2, 3]).items():
         stated = state_bytes(held.parameters, ADAMW, zero_stage=stage, world=WORLD)
-        most = _most_besides(stage, held, stated)
-        gone = 0 if stage == 3 else stated.gradients
-        assert 0 <= held.after_update - (stated.held - gone) <= most
-        cut = 2 * 4 * 2 * held.largest if stage in (1, 2) else 0
-        assert 0 <= held.after_backward - stated.held <= most + cut
-
-
-def _most_besides(stage: int, held: Held, stated: StateBytes) -> int:
-    """What the formula leaves out: padding, step counters, and DeepSpeed's own few numbers."""
-    copies = round(sum(stated) / (4 * held.parameters / WORLD)) if stage else 0
-    padding = 4 * copies * (2 * WORLD * 2 if stage < 3 else WORLD * held.tensors)
-    return padding + COUNTER_BYTES * held.tensors + 64
+        most = held.most_besides(stated, stage)
+        assert 0 <= held.without_gradients(stated, stage) <= most
+        assert 0 <= held.with_gradients(stated) <= most + held.most_cut(stage)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pipeline.cost.state import FP32_BYTES, StateBytes
 from pipeline.training.engine import Engine, TorchEngine
 from schemas.optim import OptimSpec
 from tests.support.training import TINY as _TINY
@@ -17,6 +18,9 @@ from tests.support.training import FakeLoader, engine_spec, model
 
 SPEC = _TINY.revise(width=48, num_heads=3, mlp_dim=96)
 WORLD = 2
+GROUPS = 2
+"""Of parameters: with weight decay and without."""
+_FEW_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,25 @@ class Held:
     tensors: int
     largest: int
     """Numbers of the largest tensor."""
+
+    def without_gradients(self, stated: StateBytes, stage: int) -> float:
+        """Bytes held after an update beyond what is stated for this ZeRO stage."""
+        kept = stated.gradients if stage == 3 else 0
+        return self.after_update - (stated.held - stated.gradients + kept)
+
+    def with_gradients(self, stated: StateBytes) -> float:
+        """The same after a backward pass."""
+        return self.after_backward - stated.held
+
+    def most_besides(self, stated: StateBytes, stage: int) -> int:
+        """What the formula leaves out: padding, step counters, and a few numbers of DeepSpeed's."""
+        copies = round(stated.held / (FP32_BYTES * self.parameters / WORLD)) if stage else 0
+        numbers = 2 * WORLD * GROUPS if stage < 3 else WORLD * self.tensors
+        return FP32_BYTES * (copies * numbers + self.tensors) + _FEW_BYTES
+
+    def most_cut(self, stage: int) -> int:
+        """Gradients of the tensors that a border cuts, one at each end of each group's part."""
+        return 2 * GROUPS * FP32_BYTES * self.largest if stage in (1, 2) else 0
 
 
 def held_alone(optim: OptimSpec) -> Held:
