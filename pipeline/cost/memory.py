@@ -40,7 +40,14 @@ def training_memory(
     bf16 = spec.precision != "fp32"
     accumulation = spec.batch.global_samples // world // micro_batch
     return MemoryBytes(
-        state=state_bytes(parameters, spec.optim, zero_stage=zero_stage, world=world, bf16=bf16),
+        state=state_bytes(
+            parameters,
+            spec.optim,
+            zero_stage=zero_stage,
+            world=world,
+            bf16=bf16,
+            validates=spec.validation is not None,
+        ),
         activations=activation_bytes(
             model,
             spec.objective,

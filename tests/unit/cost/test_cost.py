@@ -154,3 +154,10 @@ def test_a_model_from_scratch_is_costed_by_its_own_spec() -> None:
 def test_tables_are_small() -> None:
     for stage in ("clean", "pixels", "report"):
         assert costs(stage) == {"disk_bytes": SMALL_BYTES}
+
+
+def test_a_stage_that_validates_holds_a_whole_copy_of_the_weights() -> None:
+    plain = costs("transfer")
+    asked = ("transfer.validation_data=pets@test", "transfer.validation={every_steps: 5}")
+    more = costs("transfer", *asked)["memory_bytes"] - plain["memory_bytes"]
+    assert more == 4 * plain["parameters"]
