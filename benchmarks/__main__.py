@@ -23,6 +23,8 @@ MODULES = (
     "estimate",
     "imported_probe",
     "torn_checkpoint",
+    "kill_resume",
+    "elastic_resume",
     "checkpoint_step",
 )
 _RESULTS = Path(__file__).parent / "results"

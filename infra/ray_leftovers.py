@@ -4,6 +4,7 @@ The controller of Ray Train notes the placement group of its workers in the stag
 that whoever starts the next gang of the stage can free it. One of Ray's doors.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ class NotePlaces(WorkerGroupCallback):  # type: ignore[misc]  # Ray has no types
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         """Note the places as soon as they are taken."""
+        # How long processes are waited for to leave their group, also those that never will.
+        os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5")
         group = worker_group.get_worker_group_state().placement_group_handle.placement_group
         self._storage.mkdir(parents=True, exist_ok=True)
         (self._storage / _NOTES.replace("*", group.id.hex())).touch()

@@ -9,64 +9,12 @@ import pytest
 
 from infra.worker_gang import Foreman, Gang, run_gang
 from jobs.train import worker_environment
-from jobs.train_worker import TrainPlan
-from schemas.artifacts import KeyRecord
 from schemas.manifest import DATASET_FOLDER
-from schemas.runs import InputArtifact, StageRequest
-from schemas.training import PretrainSpec
 from tests.support import gang as work
 from tests.support.datasets import small_set
+from tests.support.small_stage import SPEC, plan_in
 
 pytestmark = pytest.mark.ray
-
-SPEC = PretrainSpec.parse(
-    {
-        "data": "corpus",
-        "augment": {"crop": "shift", "flip": True},
-        "model": {
-            "width": 24,
-            "depth": 2,
-            "num_heads": 3,
-            "mlp_dim": 40,
-            "patch_px": 4,
-            "image_px": 8,
-        },
-        "optim": {"peak_lr": 1e-3, "warmup_steps": 2},
-        "batch": {"global_samples": 16},
-        "duration": {"steps": 40},
-        "checkpoint": {"every_steps": 10},
-        "resources": {"workers": 2, "zero_stage": 2},
-    }
-)
-
-
-def plan_in(folder: Path, corpus: Path) -> TrainPlan:
-    record = KeyRecord(kind="pretrain", revision=1, fields={}, inputs={}, libraries={}, seed=3)
-    data = InputArtifact(
-        stage="corpus",
-        kind="ingest",
-        artifact="ingest-1",
-        digest="d",
-        path=str(corpus),
-        split="train",
-        metrics={},
-    )
-    request = StageRequest(
-        experiment="tests",
-        run="run",
-        stage="pretrain",
-        spec=SPEC.dump(),
-        seed=3,
-        key=record.key(),
-        key_record=record,
-        inputs={"data": data},
-        store=str(folder),
-        pause_path=str(folder / "pause"),
-    )
-    model = SPEC.model.to_vit(num_classes=3)
-    for name in ("attempt", "progress"):
-        (folder / name).mkdir(parents=True)
-    return TrainPlan(request, SPEC, model, folder / "attempt", folder / "progress")
 
 
 def train_in(folder: Path, corpus: Path, mark: Path, number: int) -> list[str]:

@@ -104,6 +104,36 @@ def train_and_die_once(config: dict[str, Any]) -> dict[str, Any]:
     return run_in_gang(config)
 
 
+def stand(config: dict[str, Any]) -> dict[str, Any]:
+    """Where each rank is, told to rank 0."""
+    import ray
+
+    names = ("LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE")
+    mine = [os.environ[name] for name in names]
+    told: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(told, [ray.get_runtime_context().get_node_id(), *mine])
+    return {"ranks": told}
+
+
+def train_and_lose_a_node(config: dict[str, Any]) -> dict[str, Any]:
+    """Train; in the first gang the node that is not `kept` goes down after a checkpoint."""
+    import ray
+
+    from jobs.train_worker import CHECKPOINTS, run_in_gang
+
+    checkpoint = config["plan"].progress / CHECKPOINTS / config["after"]
+    if ray.get_runtime_context().get_node_id() != config["kept"]:
+        threading.Thread(target=_take_node_down, args=(checkpoint,), daemon=True).start()
+    return run_in_gang(config)
+
+
+def _take_node_down(checkpoint: Path) -> None:
+    while not checkpoint.exists():
+        time.sleep(0.005)
+    os.kill(os.getppid(), signal.SIGKILL)  # what Ray runs on this node, and all that it started
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def _die_after(checkpoint: Path, mark: Path, number: int) -> None:
     while not checkpoint.exists():
         time.sleep(0.005)
