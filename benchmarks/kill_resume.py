@@ -63,7 +63,7 @@ class Trial:
     step: int
     """Of the last point before the signal."""
     lives_on: list[str] = field(default_factory=list)
-    """Processes that outlived what they belonged to."""
+    """Training processes and stage's worker of a first start, 20 s after its loss was noticed."""
     noticed_seconds: float | None = None
     """From the signal to the line in the log that says so."""
     differs: list[str] = field(default_factory=list)
@@ -174,24 +174,21 @@ class _Bench:
         run = _Run(command, self._workspace())
         with run.last_checkpoint_kept():
             trial = Trial(stage, victim, run.reach(rng.randint(_EVERY // 2, _STEPS - _EVERY)))
-            gang = run.processes("RayTrainWorker")
+            gang, worker = run.processes("RayTrainWorker"), run.processes("ray::pretrain")
             assert len(gang) == 2, f"{len(gang)} training processes"
-            family = psutil.Process(run.process.pid).children(recursive=True)
-            lost = run.processes("ray::pretrain")[0] if victim == "worker" else rng.choice(gang)
-            if victim == "driver":
-                lost = psutil.Process(run.process.pid)
+            driver = psutil.Process(run.process.pid)
+            lost = {"worker": worker[0], "driver": driver}.get(victim) or rng.choice(gang)
             lost.send_signal(signal.SIGSTOP if victim == "silent rank" else signal.SIGKILL)
             began = time.monotonic()
             if victim == "driver":
                 run.wait()
-                trial.lives_on += [str(each) for each in psutil.wait_procs(family, timeout=20)[1]]
-                again = _Run(command, run.cwd)
-                assert again.wait() == 0, again.stderr.read_text()
             else:
                 words = "to be tried again" if victim == "worker" else "a training process was lost"
                 trial.noticed_seconds = round(run.says(words) - began, 1)
-                assert run.wait() == 0, run.stderr.read_text()
-        trial.lives_on += [str(each) for each in psutil.wait_procs(gang, timeout=20)[1]]
+            ended = gang if "rank" in victim else [*gang, *worker]
+            trial.lives_on += [str(each) for each in psutil.wait_procs(ended, timeout=20)[1]]
+            last = _Run(command, run.cwd) if victim == "driver" else run
+            assert last.wait() == 0, last.stderr.read_text()
         trial.differs += _differences(twin, run.ended())
         shutil.rmtree(run.cwd)
         return trial

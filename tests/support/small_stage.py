@@ -7,7 +7,7 @@ from jobs.stage_task import METRICS_FILE
 from jobs.train_worker import TrainPlan
 from schemas.artifacts import KeyRecord
 from schemas.runs import InputArtifact, StageRequest
-from schemas.training import PretrainSpec
+from schemas.training import PretrainSpec, WorkersRange
 
 SPEC = PretrainSpec.parse(
     {
@@ -30,7 +30,8 @@ SPEC = PretrainSpec.parse(
 )
 
 
-def plan_in(folder: Path, corpus: Path) -> TrainPlan:
+def plan_in(folder: Path, corpus: Path, *, workers: int | WorkersRange = 2) -> TrainPlan:
+    spec = SPEC.revise(resources=SPEC.resources.revise(workers=workers))
     record = KeyRecord(kind="pretrain", revision=1, fields={}, inputs={}, libraries={}, seed=3)
     data = InputArtifact(
         stage="corpus",
@@ -45,7 +46,7 @@ def plan_in(folder: Path, corpus: Path) -> TrainPlan:
         experiment="tests",
         run="run",
         stage="pretrain",
-        spec=SPEC.dump(),
+        spec=spec.dump(),
         seed=3,
         key=record.key(),
         key_record=record,
@@ -53,10 +54,10 @@ def plan_in(folder: Path, corpus: Path) -> TrainPlan:
         store=str(folder),
         pause_path=str(folder / "pause"),
     )
-    model = SPEC.model.to_vit(num_classes=3)
+    model = spec.model.to_vit(num_classes=3)
     for name in ("attempt", "progress"):
         (folder / name).mkdir(parents=True)
-    return TrainPlan(request, SPEC, model, folder / "attempt", folder / "progress")
+    return TrainPlan(request, spec, model, folder / "attempt", folder / "progress")
 
 
 def losses_in(folder: Path) -> dict[int, float]:

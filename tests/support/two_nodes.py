@@ -15,6 +15,7 @@ from infra.worker_gang import Foreman, Gang, run_gang
 from jobs.train import worker_environment
 from jobs.train_worker import run_in_gang
 from schemas.manifest import DATASET_FOLDER
+from schemas.training import WorkersRange
 from tests.support import gang as work
 from tests.support.datasets import small_set
 from tests.support.small_stage import SPEC, losses_in, plan_in
@@ -31,7 +32,8 @@ def main(folder: Path) -> None:
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "10"
     cluster = Cluster(initialize_head=True, head_node_args=node)
     try:
-        cluster.add_node(**node)
+        # Ray Train tells nodes apart by their addresses.
+        cluster.add_node(**node, node_ip_address="127.0.0.2")
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         told = _run_all(folder, ray.get_runtime_context().get_node_id())
         (folder / "told.json").write_text(json.dumps(told))
@@ -46,7 +48,7 @@ def _run_all(folder: Path, kept: str) -> dict[str, Any]:
     stood = run_gang(work.stand, {}, _gang(folder / "stood"), foreman)
     losses = []
     for name, function in (("whole", run_in_gang), ("halved", work.train_and_lose_a_node)):
-        plan = plan_in(folder / name, folder)
+        plan = plan_in(folder / name, folder, workers=WorkersRange(min=1, max=2))
         config = {"plan": plan, "after": "step-00000010", "kept": kept}
         run_gang(function, config, _gang(folder / name), foreman)
         losses.append(losses_in(folder / name))
