@@ -223,8 +223,9 @@ def _train_all(rank: int, work: list[tuple[int, TrainPlan]]) -> None:
         prepare_torch(1)
         world = torch.distributed.get_world_size()
         zero = ZeroSpec(stage=stage, micro_batch=plan.micro_batch(world), accumulation=1)
-        engine = Noting(trained_model(plan), engine_spec(plan, torch.device("cpu")), zero)
-        run_plan(plan, engine)
+        setup = engine_spec(plan, torch.device("cpu"))
+        engine = Noting(trained_model(plan), setup, zero)
+        run_plan(plan, setup, iter([engine]).__next__)  # nothing takes the run back
         notes = {"groups": engine.groups, "samples": engine.samples}
         (plan.attempt.parent / f"notes-{rank}.json").write_text(json.dumps(notes))
 
