@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow check format peers bench clean
+.PHONY: help setup quickstart test test-slow check format peers bench bench-gpu clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ peers: $(STAMP) ## what benchmarks measure us against
 
 bench: peers ## every benchmark; results into benchmarks/results/
 	$(BIN)/python -m benchmarks
+
+bench-gpu: $(STAMP) ## speed and memory on a GPU; refused where there is none
+	$(BIN)/python -m benchmarks gpu
 
 clean: ## caches and build products; workspaces stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

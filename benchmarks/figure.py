@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -26,13 +27,20 @@ class Figure(Spec):
     details: Semantic[dict[str, Any]] = Field(default_factory=dict)
 
 
-def arguments(description: str | None, *, trials: int = 1) -> argparse.Namespace:
-    """The options that every benchmark takes; `trials` is what it does unless told otherwise."""
+def arguments(
+    description: str | None, *, trials: int = 1, flags: Mapping[str, str] | None = None
+) -> argparse.Namespace:
+    """The options that every benchmark takes; `trials` is what it does unless told otherwise.
+
+    `flags` are switches of its own, by name, with what they are for.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--corpus", type=Path, help="images that the benchmark has not seen")
     parser.add_argument("--seed", type=int, default=17, help="changes every random choice")
     parser.add_argument("--trials", type=int, default=trials, help="repetitions; the median counts")
     parser.add_argument("--output", choices=["json"], default="json")
+    for name, purpose in (flags or {}).items():
+        parser.add_argument(f"--{name}", action="store_true", help=purpose)
     return parser.parse_args()
 
 

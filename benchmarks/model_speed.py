@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name everybody knows
 
 from benchmarks.figure import Figure, arguments, conclude, conditions
+from benchmarks.turns import median_interval
 from pipeline.model import build
 from pipeline.model.interchange_names import read_weights
 from pipeline.model.interchange_timm import rules
@@ -28,7 +29,6 @@ _PASSES = 3
 _SAMPLES = 8
 _CLASSES = 1000
 _GOAL = 1.03
-_RESAMPLES = 10_000
 _NAME = "vit_small_patch16_224"
 _SPEC = ModelSpec(variant="S", patch_px=16, image_px=224).to_vit(num_classes=_CLASSES)
 
@@ -50,7 +50,7 @@ def main() -> int:
         for model, own in zip(pair, zip(*passes, strict=True), strict=True):
             seconds[model].append(min(own))
     ratios = np.divide(seconds[ours], seconds[theirs])
-    low, high = _interval(ratios, options.seed)
+    low, high = median_interval(ratios.tolist(), options.seed)
     return conclude(
         Figure(
             name="model_speed",
@@ -96,14 +96,6 @@ def _seconds(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     began = time.perf_counter()
     F.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]  # torch's own gap
     return time.perf_counter() - began
-
-
-def _interval(ratios: np.ndarray, seed: int) -> tuple[float, float]:
-    """95 % bootstrap interval of the median."""
-    rng = np.random.default_rng(seed)
-    draws = rng.choice(ratios, size=(_RESAMPLES, len(ratios)))
-    low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
-    return float(low), float(high)
 
 
 if __name__ == "__main__":

@@ -171,3 +171,29 @@ def test_the_optimizers_are_torchs_own() -> None:
     assert type(build_optimizer(model(), OPTIM)) is torch.optim.AdamW
     sgd = build_optimizer(model(), OPTIM.revise(algorithm="sgd"))
     assert type(sgd) is torch.optim.SGD
+
+
+@pytest.mark.parametrize("algorithm", ["adamw", "sgd"])
+def test_an_update_does_not_depend_on_how_numbers_are_cut(algorithm: str) -> None:
+    generator = torch.Generator().manual_seed(1)
+    weights, gradients = torch.randn(2, 100_003, generator=generator)
+
+    def updated(cuts: tuple[int, ...]) -> torch.Tensor:
+        bare = nn.Module()
+        ends = zip((0, *cuts), (*cuts, len(weights)), strict=True)
+        for index, (start, stop) in enumerate(ends):
+            bare.register_parameter(f"p{index}", nn.Parameter(weights[start:stop].clone()))
+        optimizer = build_optimizer(bare, OPTIM.revise(algorithm=algorithm))
+        for step in range(1, 4):
+            start = 0
+            for parameter in bare.parameters():
+                stop = start + parameter.numel()
+                parameter.grad = gradients[start:stop] / step
+                start = stop
+            optimizer.step()
+        return torch.cat([parameter.detach() for parameter in bare.parameters()])
+
+    whole = updated(())
+    assert not torch.equal(whole, weights)
+    for cuts in ((50_002,), (1, 4, 11, 40_000), (33_335, 66_670)):
+        assert torch.equal(updated(cuts), whole)
