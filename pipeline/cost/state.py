@@ -81,7 +81,7 @@ def moments_of(optim: OptimSpec) -> int:
 def backward_bytes(
     parameters: int, *, zero_stage: int, world: int, accumulation: int, bf16: bool
 ) -> float:
-    """At most taken besides while gradients are computed and reduced, for P parameters.
+    """About what is taken besides while gradients are computed and reduced, on the high side.
 
     Stage 0 reduces in a copy. Stage 1 has all gradients until the last micro-batch; 1 and 2 reduce
     in buckets, 2 has this worker's part twice when it accumulates. Stage 3 gathers weights and
@@ -100,7 +100,7 @@ def backward_bytes(
 
 
 def update_bytes(parameters: int, *, zero_stage: int, world: int) -> float:
-    """At most taken besides by the update: three more copies of this worker's part, from stage 1.
+    """What the update takes besides: three more copies of this worker's part, from stage 1.
 
     Stage 0 updates tensor by tensor, which is little.
     """
