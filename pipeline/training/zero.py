@@ -15,7 +15,7 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed import ops
-from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
 from torch import Tensor
 from torch import distributed as dist
 
@@ -57,6 +57,8 @@ class ZeroSpec:
 
 _LARGEST_BUCKET = 50_000_000
 """Elements that are reduced at once."""
+_GATHERED_TOGETHER = 16_000_000
+"""Elements, about, that a checkpoint brings together at once, and holds whole on each rank."""
 
 
 def deepspeed_config(
@@ -193,29 +195,62 @@ class DeepSpeedEngine:
 
     def state(self) -> Iterator[tuple[str, ParameterState]]:
         """See `Engine`."""
-        _ = self._engine
-        for name, parameter in self.model.named_parameters():
-            moments = [self._full(parameter, key) for key in moment_names(self.spec.optim)]
-            averaged = self.spec.optim.ema_decay is not None
-            average = self._full(parameter, AVERAGE) if averaged else None
-            yield name, ParameterState(self._full(parameter, None), tuple(moments), average)
+        optim = self.spec.optim
+        count, averaged = len(moment_names(optim)), optim.ema_decay is not None
+        for name, (weight, *kept) in self._wholes([None, *state_names(optim)]):
+            average = kept[count] if averaged else None
+            yield name, ParameterState(weight, tuple(kept[:count]), average)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """See `Engine`."""
-        _ = self._engine
         key = AVERAGE if has_average(self.spec.optim, self.updates) else None
-        for name, parameter in self.model.named_parameters():
-            yield name, self._full(parameter, key)
+        for name, (weight,) in self._wholes([key]):
+            yield name, weight
 
-    def _full(self, parameter: Tensor, key: str | None) -> Tensor:
-        """A parameter (None) or what the optimizer keeps for it, whole; all ranks must ask."""
-        if key is None:
-            # Below stage 3 every rank has the weights: our models keep them in fp32.
-            whole = self.zero.stage < 3
-            return to_cpu(parameter if whole else safe_get_full_fp32_param(parameter))
+    def _wholes(self, keys: Sequence[str | None]) -> Iterator[tuple[str, tuple[Tensor, ...]]]:
+        """Every parameter (None) and what the optimizer keeps for it, whole, on the CPU.
+
+        All ranks must consume it. Many parameters go together: a call between ranks costs as much
+        for one bias as for a million weights.
+        """
+        _ = self._engine
+        for bucket in _buckets(self.model):
+            parameters = list(bucket.values())
+            columns = [self._whole(parameters, key) for key in keys]
+            yield from zip(bucket, zip(*columns, strict=True), strict=True)
+
+    @torch.no_grad()
+    def _whole(self, parameters: Sequence[Any], key: str | None) -> list[Tensor]:
+        if key is None and self.zero.stage < 3:
+            # Every rank has the weights: our models keep them in fp32.
+            return [to_cpu(parameter) for parameter in parameters]
         if self.zero.stage == 0:
-            return to_cpu(self._torch_optimizer(self._engine).state[parameter][key])
-        return to_cpu(safe_get_full_optimizer_state(parameter, key))
+            state = self._torch_optimizer(self._engine).state
+            return [to_cpu(state[parameter][key]) for parameter in parameters]
+        shapes = [_shape(parameter) for parameter in parameters]
+        sizes = [shape.numel() for shape in shapes]
+        buffer = torch.zeros(sum(sizes), device=self.spec.device)
+        for parameter, room in zip(parameters, torch.split(buffer, sizes), strict=True):
+            start, own = self._fragment(parameter, key, room.numel())
+            room.narrow(0, start, own.numel()).copy_(own)
+        dist.all_reduce(buffer)  # the others have zeros where one rank has numbers
+        parts = zip(torch.split(buffer.cpu(), sizes), shapes, strict=True)
+        return [part.reshape(shape).clone() for part, shape in parts]
+
+    def _fragment(self, parameter: Any, key: str | None, size: int) -> tuple[int, Tensor]:
+        """Where this rank's part of a flat parameter begins, and the part, which may be empty."""
+        if self.zero.stage < 3:
+            mapping = parameter._hp_mapping  # noqa: SLF001 - no public way
+            if mapping is None:
+                return 0, torch.empty(0)
+            return mapping.lp_fragment_address.start, mapping.get_hp_fragment(key)
+        if key is None:
+            part = safe_get_local_fp32_param(parameter)
+        else:
+            part = safe_get_local_optimizer_state(parameter, key)
+        # The parts are equally large, so that the last ones may reach beyond the end.
+        start = min(size, part.numel() * self.rank)
+        return start, part[: size - start]
 
     def buffers(self) -> dict[str, Tensor]:
         """See `Engine`; those of this rank."""
@@ -277,3 +312,23 @@ class DeepSpeedEngine:
         tensor = torch.tensor(numbers, dtype=torch.float64, device=self.spec.device)
         dist.all_reduce(tensor)
         return tensor.tolist()
+
+
+def _buckets(model: torch.nn.Module) -> Iterator[dict[str, Any]]:
+    """The parameters by name, in the model's order, some together."""
+    bucket: dict[str, Any] = {}
+    held = 0
+    for name, parameter in model.named_parameters():
+        bucket[name] = parameter
+        held += _shape(parameter).numel()
+        if held >= _GATHERED_TOGETHER:
+            yield bucket
+            bucket, held = {}, 0
+    if bucket:
+        yield bucket
+
+
+def _shape(parameter: Any) -> torch.Size:
+    """Of the whole parameter: ZeRO-3 leaves an empty one where it was."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
