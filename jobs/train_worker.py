@@ -120,7 +120,12 @@ def run_in_gang(config: dict[str, Any]) -> dict[str, Any]:
     device = torch.device("cpu" if local is None else f"cuda:{local}")
     layout = choose_layout(plan, worker_bytes(plan.spec.resources, device))
     plan = laid_out(plan, layout)
-    zero = ZeroSpec(layout.zero_stage, layout.micro_batch, layout.accumulation)
+    zero = ZeroSpec(
+        layout.zero_stage,
+        layout.micro_batch,
+        layout.accumulation,
+        offload=plan.spec.resources.offload_optimizer,
+    )
     setup = engine_spec(plan, device)
     return run_plan(plan, setup, lambda: DeepSpeedEngine(trained_model(plan), setup, zero))
 

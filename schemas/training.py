@@ -148,12 +148,24 @@ class ResourcesSpec(Spec):
     """How much of the training state the workers share out: nothing, moments and the weights to
     update, gradients too, weights too. `auto`: the lowest that, by the estimate, fits in the memory
     of every worker, from 1 on where there are several."""
+    offload_optimizer: Execution[bool] = False
+    """Keep moments, averages and the weights to update in the memory of the host, and update there:
+    less memory of the GPU, slower steps. From `zero_stage` 1 on."""
 
     @model_validator(mode="after")
     def _torch_is_alone(self) -> "ResourcesSpec":
         if self.engine == "torch" and self.most_workers > 1:
             raise ValueError(
                 "engine torch runs one worker; set workers to 1 or engine to deepspeed"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _offloads_what_is_apart(self) -> "ResourcesSpec":
+        if self.offload_optimizer and (self.engine == "torch" or self.zero_stage == 0):
+            raise ValueError(
+                "offload_optimizer needs engine deepspeed and zero_stage 1, 2, 3 or auto; in "
+                "others there is nothing apart from the model that could be moved"
             )
         return self
 

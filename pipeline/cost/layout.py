@@ -40,9 +40,10 @@ def lay_out(
     """Fill in what `resources.zero_stage` and `resources.micro_batch` leave open.
 
     `zero_stage: auto` is the lowest stage in which the micro-batch fits, from 0 for one worker and
-    from 1 for several; `micro_batch: auto` the largest that fits in it. Where both are open, the
-    stage has to hold a micro-batch of up to `GOOD_MICRO_BATCH`, or else the smallest. Where nothing
-    fits, or where a library's model has no formula, the reason says what was taken instead.
+    from 1 for several or with an offloaded optimizer; `micro_batch: auto` the largest that fits in
+    it. Where both are open, the stage has to hold a micro-batch of up to `GOOD_MICRO_BATCH`, or
+    else the smallest. Where nothing fits, or where a library's model has no formula, the reason
+    says what was taken instead.
 
     Args:
         spec: Of the stage.
@@ -99,7 +100,7 @@ def _stages(spec: TrainingSpec, world: int) -> Sequence[int]:
         return (0,)
     if isinstance(given, int):
         return (given,)
-    return (1, 2, 3) if world > 1 else (0,)
+    return (1, 2, 3) if world > 1 or spec.resources.offload_optimizer else (0,)
 
 
 def _made(spec: TrainingSpec, world: int, chosen: tuple[int, int, str]) -> Layout:

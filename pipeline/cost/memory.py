@@ -39,15 +39,20 @@ def training_memory(
     parameters = trained_parameters(model, spec.objective)
     bf16 = spec.precision != "fp32"
     accumulation = spec.batch.global_samples // world // micro_batch
+    state = state_bytes(
+        parameters,
+        spec.optim,
+        zero_stage=zero_stage,
+        world=world,
+        bf16=bf16,
+        validates=spec.validation is not None,
+    )
+    update = update_bytes(parameters, zero_stage=zero_stage, world=world)
+    if spec.resources.offload_optimizer and spec.resources.gpus_per_worker:
+        # What is updated is in the host's memory; without a GPU, that is the same memory.
+        state, update = state._replace(master=0.0, moments=0.0, average=0.0), 0.0
     return MemoryBytes(
-        state=state_bytes(
-            parameters,
-            spec.optim,
-            zero_stage=zero_stage,
-            world=world,
-            bf16=bf16,
-            validates=spec.validation is not None,
-        ),
+        state=state,
         activations=activation_bytes(
             model,
             spec.objective,
@@ -58,5 +63,5 @@ def training_memory(
         backward=backward_bytes(
             parameters, zero_stage=zero_stage, world=world, accumulation=accumulation, bf16=bf16
         ),
-        update=update_bytes(parameters, zero_stage=zero_stage, world=world),
+        update=update,
     )

@@ -128,7 +128,11 @@ def training_of(node: Node, graph: Graph) -> Training | None:
 def _training(training: Training) -> dict[str, float]:
     spec, params = training.spec, training.parameters
     resources, world = spec.resources, spec.worlds()[0]
-    stage = resources.zero_stage if isinstance(resources.zero_stage, int) else int(world > 1)
+    stage = (
+        resources.zero_stage
+        if isinstance(resources.zero_stage, int)
+        else int(world > 1 or resources.offload_optimizer)
+    )
     given, share = resources.micro_batch, spec.batch.global_samples // world
     memory = training_memory(
         training.model,

@@ -53,6 +53,8 @@ class ZeroSpec:
     """Samples in one forward on one rank."""
     accumulation: int
     """Micro-batches in one optimizer step on one rank."""
+    offload: bool = False
+    """From stage 1 on: master weights and what the optimizer keeps are in the host's memory."""
 
 
 _LARGEST_BUCKET = 50_000_000
@@ -98,6 +100,11 @@ def deepspeed_config(
             "stage3_max_reuse_distance": bucket,
         },
     }
+    if zero.offload:
+        pinned = spec.device.type == "cuda"
+        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": pinned}
+        # torch's own optimizer works on the host too; DeepSpeed's would have to be compiled.
+        config["zero_force_ds_cpu_optimizer"] = False
     if spec.precision == "bf16":
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     return config

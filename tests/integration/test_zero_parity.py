@@ -70,6 +70,8 @@ def two_ranks(folder: Path) -> dict[str, Outcome]:
         ZeroRun(f"spoiled{s}", s, accumulation=2, spoiled=True, optim=LAYERED, steps=FEW)
         for s in range(4)
     ]
+    offloaded = {"accumulation": 2, "spoiled": True, "optim": LAYERED, "steps": FEW}
+    runs += [ZeroRun(f"offloaded{s}", s, offload=True, **offloaded) for s in (1, 2, 3)]
     deep = {"spec": DEEP, "optim": LAYERED, "steps": FEW}
     runs += [ZeroRun(f"deep{s}", s, **deep) for s in range(4)]
     runs.append(ZeroRun("bf16", 2, precision="bf16", optim=LAYERED))
@@ -157,11 +159,13 @@ def test_averages_go_on_in_another_world_and_stage(
     assert furthest(outcome.saved, reference.saved) <= TOLERANCE
 
 
-@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize(
+    "name", [*(f"spoiled{stage}" for stage in range(4)), "offloaded1", "offloaded2", "offloaded3"]
+)
 def test_what_is_not_finite_on_one_rank_updates_nothing_anywhere(
-    stage: int, references: dict[str, Outcome], two_ranks: dict[str, Outcome]
+    name: str, references: dict[str, Outcome], two_ranks: dict[str, Outcome]
 ) -> None:
-    outcome, reference = two_ranks[f"spoiled{stage}"], references["spoiled"]
+    outcome, reference = two_ranks[name], references["spoiled"]
     bad = {*Spoiled.BAD_GRADIENTS, *Spoiled.BAD_LOSSES}
     assert outcome.updates == reference.updates == FEW - len(bad)
     assert {step for step, loss in outcome.losses.items() if math.isinf(loss)} == {9}

@@ -45,6 +45,7 @@ class ZeroRun:
     spec: BackboneSpec = TINY
     optim: OptimSpec = OPTIM
     recompute: bool = False
+    offload: bool = False
     mae: bool = False
     """Trains a masked autoencoder, not a classifier."""
     steps: int = STEPS
@@ -128,7 +129,7 @@ def _do_all(rank: int, world_size: int, folder: Path, runs: list[ZeroRun]) -> No
         loader = FakeLoader(
             run.spec, rank=rank, world_size=world_size, micro_batch=micro, seed=run.seed
         )
-        zero = ZeroSpec(stage=run.stage, micro_batch=micro, accumulation=run.accumulation)
+        zero = ZeroSpec(run.stage, micro, run.accumulation, offload=run.offload)
         spec = engine_spec(run.spec, run.optim, run.precision)
         trained: Backbone | Encoder = model(run.spec, seed=run.seed)
         if run.mae:

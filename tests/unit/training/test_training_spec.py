@@ -156,6 +156,13 @@ def test_rates_by_layer_want_a_head_above_the_layers() -> None:
         spec(objective=MAE, **layered)
 
 
+@pytest.mark.parametrize("other", [{"engine": "torch"}, {"zero_stage": 0}])
+def test_only_a_spread_optimizer_is_offloaded(other: dict[str, Any]) -> None:
+    assert spec(resources={"offload_optimizer": True}).resources.offload_optimizer
+    with pytest.raises(ValidationError, match="offload_optimizer needs engine deepspeed"):
+        spec(resources={"offload_optimizer": True, **other})
+
+
 def test_samples_are_known_steps() -> None:
     optim = {"peak_lr": 1e-3, "schedule": "constant", "warmup_samples": 80, "cooldown_samples": 80}
     fields = {"optim": optim, "batch": {"global_samples": 8}}
