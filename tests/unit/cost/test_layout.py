@@ -42,6 +42,19 @@ def test_the_lowest_stage_that_fits_is_taken() -> None:
     assert "more than fits" in layouts[-1].reason
 
 
+def test_an_offloaded_optimizer_is_not_in_the_memory_of_a_gpu() -> None:
+    on_gpu = {"gpus_per_worker": 1, "zero_stage": 1}
+    spec = spec_of({**on_gpu, "offload_optimizer": True})
+    sizes = {"zero_stage": 1, "world": 2, "micro_batch": 48}
+    moved = training_memory(vit(spec), spec, **sizes).state
+    there = training_memory(vit(spec), spec_of(on_gpu), **sizes).state
+    assert (moved.master, moved.moments) == (0, 0)
+    assert moved.held == there.held - there.master - there.moments
+    without_gpu = spec_of({"offload_optimizer": True})
+    assert training_memory(vit(spec), without_gpu, **sizes).state == there
+    assert laid(without_gpu, 80, world=1).zero_stage == 1, "stage 0 has nothing apart"
+
+
 def test_one_worker_has_nothing_to_share() -> None:
     assert laid(spec_of(), 80, world=1).zero_stage == 0
     assert laid(spec_of({"engine": "torch"}), 0.1, world=1).zero_stage == 0
