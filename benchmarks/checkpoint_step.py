@@ -86,7 +86,9 @@ def _run(rank: int, stage: int | None, checkpoints: int, root: Path) -> None:
         total_steps=total,
         keeper=CheckpointKeeper(
             root / "checkpoints",
-            identity=RunIdentity(key=KEY, data_digest="d", model=_SPEC, versions={}),
+            identity=RunIdentity(
+                key=KEY, data_digest="d", global_samples=16, model=_SPEC, versions={}
+            ),
             when=CheckpointSpec(every_steps=_EVERY),
             probe=loader.loader.rows(np.arange(4)),
             say=lambda _line: None,

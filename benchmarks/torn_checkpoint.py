@@ -73,7 +73,7 @@ def main() -> int:
 
 
 def _identity() -> RunIdentity:
-    return RunIdentity(key=KEY, data_digest="d", model=_SPEC, versions={})
+    return RunIdentity(key=KEY, data_digest="d", global_samples=16, model=_SPEC, versions={})
 
 
 def _damage(root: Path, rng: random.Random) -> tuple[int, int, int]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from infra.atomic_files import fsync_path
-from schemas.artifacts import LOGS_FOLDER, ArtifactFile
+from schemas.artifacts import LOGS_FOLDER, STATE_FOLDER, ArtifactFile
 from schemas.errors import IntegrityError
 
 
@@ -23,7 +23,7 @@ def list_content(folder: Path, known_sha256: Mapping[str, str]) -> tuple[Artifac
         IntegrityError: If there is anything but plain files, or a known file is missing.
     """
     paths = {path.relative_to(folder).as_posix(): path for path in _plain_files(folder)}
-    content = {name: paths[name] for name in sorted(paths) if not _is_log(name)}
+    content = {name: paths[name] for name in sorted(paths) if not _is_kept_aside(name)}
     missing = sorted(set(known_sha256) - set(content))
     if missing:
         raise IntegrityError(
@@ -71,8 +71,8 @@ def _plain_files(folder: Path) -> list[Path]:
     return found
 
 
-def _is_log(name: str) -> bool:
-    return name.startswith(f"{LOGS_FOLDER}/")
+def _is_kept_aside(name: str) -> bool:
+    return name.startswith((f"{LOGS_FOLDER}/", f"{STATE_FOLDER}/"))
 
 
 def _entry(name: str, path: Path, known: str | None) -> ArtifactFile:

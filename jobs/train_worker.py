@@ -37,6 +37,7 @@ from pipeline.training.objectives.masked import Autoencoding, MaskedPatch
 from pipeline.training.objectives.supervised import Supervised
 from pipeline.training.schedule import total_steps
 from pipeline.training.validation import Answers, Measure, OwnLoss, Validator
+from schemas.artifacts import STATE_FOLDER
 from schemas.backbones import BackboneSpec
 from schemas.checkpoint import MODEL_FOLDER, RunProgress, SavedModel
 from schemas.manifest import DATASET_FOLDER
@@ -287,6 +288,8 @@ def run_plan(
             except RollBackError as error:
                 back = error.progress
                 continue
+        if engine.rank == 0 and isinstance(plan.spec, PretrainSpec):
+            keeper.keep(progress.step, plan.attempt / STATE_FOLDER)
         best = keeper.folder(progress.standing.best_step)
         return _hand_over(plan, data, engine, progress, best)
 
@@ -363,10 +366,11 @@ def _validator(plan: TrainPlan, data: TrainData, setup: EngineSpec) -> Validator
 
 
 def _keeper(plan: TrainPlan, data: TrainData, probe: Batch) -> CheckpointKeeper:
-    names = plan.spec.needed_libraries()
+    names, continued = plan.spec.needed_libraries(), plan.request.inputs.get("continues")
     identity = RunIdentity(
         key=plan.request.key,
         data_digest=data.digest,
+        global_samples=plan.spec.batch.global_samples,
         model=plan.model,
         versions={name: importlib.metadata.version(name) for name in names},
     )
@@ -377,6 +381,7 @@ def _keeper(plan: TrainPlan, data: TrainData, probe: Batch) -> CheckpointKeeper:
         probe=probe,
         say=_say(plan.request),
         needed=lambda progress: needed_again(progress, plan.spec.optim, plan.spec.validation),
+        start=None if continued is None else Path(continued.path) / STATE_FOLDER,
     )
 
 

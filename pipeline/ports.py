@@ -100,7 +100,8 @@ class Attempt(Protocol):
     """One try at making an artifact: a private folder that nobody sees until it is committed."""
 
     path: Path
-    """Files written here become the artifact; those under `logs/` are not part of its digest."""
+    """Files written here become the artifact; those under `logs/` and `state/`
+    are not part of its digest."""
     progress: Path
     """Folder shared by all attempts at this key: what a later attempt goes on from."""
 

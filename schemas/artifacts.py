@@ -12,6 +12,9 @@ FILES_FOLDER = "files"
 """Folder of an attempt that holds what its stage writes; the store's documents lie beside it."""
 LOGS_FOLDER = "logs"
 """Folder of those files that are kept but are not content: not in the manifest."""
+STATE_FOLDER = "state"
+"""Likewise, for checkpoints to go on from: how they are laid out follows the world that wrote them,
+and each has a manifest of its own."""
 
 
 class KeyRecord(Spec):
@@ -45,7 +48,7 @@ class ArtifactFile(Spec):
 
 
 class ArtifactManifest(Spec):
-    """`manifest.json` of an attempt: its content files (everything outside `logs/`)."""
+    """`manifest.json` of an attempt: its content files (all outside `logs/` and `state/`)."""
 
     schema_version: Semantic[Literal[1]] = 1
     files: Semantic[tuple[ArtifactFile, ...]]

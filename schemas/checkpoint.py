@@ -89,6 +89,8 @@ class CheckpointState(RunProgress):
     key: Semantic[str]
     """Key of the stage that is training; a checkpoint of another key is refused."""
     data_digest: Semantic[str]
+    global_samples: Semantic[int]
+    """Samples of one step."""
     model: Semantic[BackboneSpec]
     world_size: Semantic[int]
     engine: Semantic[str]

@@ -43,7 +43,14 @@ class Spec(BaseModel):
     """An immutable, fully resolved description; equal content means equal digest."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        use_attribute_docstrings=True,
+        # Some words that users write are Python's own, such as `continue`.
+        validate_by_name=True,
+        validate_by_alias=True,
+        serialize_by_alias=True,
     )
 
     @classmethod

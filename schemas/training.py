@@ -363,9 +363,13 @@ class PretrainSpec(TrainingSpec):
     kind: Semantic[Literal["pretrain"]] = "pretrain"
     model: Semantic[AnyModel]
     """A ViT, unless `type` says resnet, timm or hf."""
+    continues: Input[str | None] = Field(default=None, alias="continue")
+    """A pre-training that this one goes on from, weights, moments and step, instead of starting
+    over: with the same model, data and batch, and a longer `duration`."""
 
     revision: ClassVar[int] = 2
     ports: ClassVar[dict[str, tuple[str, ...]]] = {
+        "continues": ("pretrain",),
         "data": SHARD_SETS,
         "teacher": MODELS,
         "validation_data": SHARD_SETS,

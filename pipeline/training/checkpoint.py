@@ -208,13 +208,13 @@ def newest_step(root: Path) -> int:
 
 
 def newest_complete(
-    root: Path, key: str, say: Callable[[str], None]
+    root: Path, key: str | None, say: Callable[[str], None]
 ) -> tuple[Path, CheckpointState] | None:
     """The newest checkpoint whose files all are what its manifest says; damaged ones are named.
 
     Args:
         root: Folder of all checkpoints of one stage key; need not exist.
-        key: Key of the stage that goes on.
+        key: Key of the stage that goes on; None goes on from another stage's.
         say: Told which file made it pass over a checkpoint.
 
     Raises:
@@ -226,7 +226,7 @@ def newest_complete(
             say(f"checkpoint {folder.name} is passed over: {fault}")
             continue
         state = CheckpointState.model_validate_json((folder / CHECKPOINT_STATE).read_text())
-        if state.key != key:
+        if key is not None and state.key != key:
             raise IntegrityError(
                 f"checkpoint {folder} was written by stage key {state.key[:12]}, not {key[:12]}",
                 hint=f"remove {root}",
@@ -255,6 +255,28 @@ def damage(folder: Path) -> str | None:
         if _describe(path) != expected:
             return f"{name} has the right size but other bytes (sha256 differs)"
     return None if CHECKPOINT_STATE in manifest.files else f"{CHECKPOINT_STATE} is not listed"
+
+
+def keep(root: Path, target: Path, *, newest: int, when: CheckpointSpec) -> None:
+    """Put the checkpoint of step `newest`, and those that `when` keeps for good, below `target`.
+
+    As second names of the same files, where the file system has such.
+    """
+    for folder in _checkpoints(root):
+        step = int(folder.name.removeprefix("step-"))
+        every = when.keep_every_steps
+        if step != newest and (every is None or step % every):
+            continue
+        shutil.rmtree(target / folder.name, ignore_errors=True)
+        with _full_disk_is_a_sentence(target):
+            shutil.copytree(folder, target / folder.name, copy_function=_link_or_copy)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def prune(root: Path, when: CheckpointSpec, *, kept: Container[int] = ()) -> None:

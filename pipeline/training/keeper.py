@@ -10,11 +10,17 @@ from pipeline.training.objectives.common import LabelledBatch
 from pipeline.training.writing import ShareWriter
 from schemas.backbones import BackboneSpec
 from schemas.checkpoint import CHECKPOINT_STATE, CheckpointState, RunProgress
-from schemas.errors import IntegrityError
+from schemas.errors import IntegrityError, SpecError
 from schemas.training import CheckpointSpec
 
 PROBE_TOLERANCE = 1e-4
 """Largest relative difference of the probe batch's loss before a save and after a load."""
+
+_WORDS = {
+    "data_digest": "the data is",
+    "global_samples": "batch.global_samples is",
+    "model": "the model is",
+}
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,7 @@ class RunIdentity:
 
     key: str
     data_digest: str
+    global_samples: int
     model: BackboneSpec
     versions: dict[str, str]
 
@@ -30,7 +37,7 @@ class RunIdentity:
 class CheckpointKeeper:
     """Writes the checkpoints of one run into one folder and finds the newest good one there."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all are named where it is called
         self,
         root: Path,
         *,
@@ -39,6 +46,7 @@ class CheckpointKeeper:
         probe: LabelledBatch,
         say: Callable[[str], None],
         needed: Callable[[RunProgress], set[int]] = lambda _progress: set(),
+        start: Path | None = None,
     ) -> None:
         """Hold a folder of checkpoints.
 
@@ -50,6 +58,7 @@ class CheckpointKeeper:
             say: Told, on rank 0, what a person should know.
             needed: The steps whose checkpoints may be wanted again, now or later: they are
                 written and kept whatever `when` says.
+            start: Folder of another stage's checkpoints, from which a run without its own goes on.
         """
         self._root = root
         self._identity = identity
@@ -57,6 +66,7 @@ class CheckpointKeeper:
         self._probe = probe
         self._say = say
         self._needed = needed
+        self._start = start
         self._writer: ShareWriter | None = None
 
     def is_due(self, progress: RunProgress) -> bool:
@@ -73,11 +83,33 @@ class CheckpointKeeper:
         """
         step = engine.highest(self._newest_step() if engine.rank == 0 else 0)
         if step == 0:
-            return RunProgress(step=0)
+            return RunProgress(step=0) if self._start is None else self._go_on(engine, self._start)
         state = self._load(engine, self.folder(step))
         if engine.rank == 0:
             self._say(f"goes on from step {step}, written by {state.engine} x{state.world_size}")
         return state.progress()
+
+    def _go_on(self, engine: Engine, start: Path) -> RunProgress:
+        """Take over what another stage ended with: its tensors and its step."""
+        found = checkpoint.newest_complete(start, None, self._say)
+        if found is None:
+            raise IntegrityError(
+                f"{start} holds no whole checkpoint to continue from",
+                hint="vitrail run SPEC --force STAGE, with the stage that is continued",
+            )
+        folder, state = found
+        for name in ("data_digest", "global_samples", "model"):
+            if getattr(state, name) != getattr(self._identity, name):
+                raise SpecError(
+                    f"continue goes on with the same model, data and batch, and {_WORDS[name]} "
+                    "another than that of the stage it continues",
+                    hint="make them equal, or start from its weights alone: kind finetune, init",
+                )
+        engine.load(folder, state.updates)
+        self._check_probe(folder, state.probe_loss, engine.loss(self._probe))
+        if engine.rank == 0:
+            self._say(f"goes on from step {state.step} of the stage that it continues")
+        return RunProgress(step=state.step, train_loss=state.train_loss)
 
     def roll_back(self, engine: Engine, back: RunProgress) -> RunProgress:
         """Load the tensors of step `back.rolled_back_to`; all ranks call it.
@@ -105,6 +137,10 @@ class CheckpointKeeper:
         engine.load(folder, state.updates)
         self._check_probe(folder, state.probe_loss, engine.loss(self._probe))
         return state
+
+    def keep(self, step: int, target: Path) -> None:
+        """Put the checkpoint of the last step, and those that are kept for good, below `target`."""
+        checkpoint.keep(self._root, target, newest=step, when=self._when)
 
     def folder(self, step: int) -> Path:
         """Where the checkpoint after `step` steps is."""
@@ -147,7 +183,7 @@ class CheckpointKeeper:
         return 0 if found is None else found[1].step
 
     def _check_identity(self, folder: Path, state: CheckpointState) -> None:
-        for name in ("key", "data_digest", "model"):
+        for name in ("key", "data_digest", "global_samples", "model"):
             if getattr(state, name) != getattr(self._identity, name):
                 raise IntegrityError(
                     f"checkpoint {folder} was written with another {name.replace('_', ' ')}",

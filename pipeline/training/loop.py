@@ -7,7 +7,7 @@ from pipeline.training.schedule import learning_rate
 from pipeline.training.teller import Batches, Teller, Watch
 from pipeline.training.validation import Validator
 from schemas.checkpoint import RunProgress
-from schemas.errors import PausedError
+from schemas.errors import PausedError, SpecError
 from schemas.optim import OptimSpec
 
 __all__ = ["Watch", "train"]
@@ -45,11 +45,17 @@ def train(  # noqa: PLR0913 - all are named where it is called
     Raises:
         PausedError: On request, after a checkpoint.
         RollBackError: When the run is to be taken back, by a new engine.
+        SpecError: When more steps are done than there are to be.
         StageFailedError: When the loss is no longer finite.
         IntegrityError: When the checkpoint to go on from is not what was saved.
     """
     # ---- where we stand -----------------------------------------------------------------------
     progress = _start(engine, keeper, back)
+    if progress.step > total_steps:
+        raise SpecError(
+            f"{progress.step} steps are done already, and duration says {total_steps}",
+            hint="give a longer duration",
+        )
     teller = Teller(engine, loader, watch, total_steps)
     stream = loader.batches(progress.step)
 

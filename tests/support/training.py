@@ -160,7 +160,9 @@ def model(spec: BackboneSpec = TINY, *, seed: int = 0) -> Backbone:
 
 
 def identity() -> RunIdentity:
-    return RunIdentity(key=KEY, data_digest="d", model=TINY, versions={"torch": "x"})
+    return RunIdentity(
+        key=KEY, data_digest="d", global_samples=16, model=TINY, versions={"torch": "x"}
+    )
 
 
 def keeper(

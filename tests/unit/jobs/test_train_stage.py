@@ -14,8 +14,9 @@ from infra.pace_file import pace_path, read_pace
 from jobs import evaluate, train
 from jobs.train_worker import CHECKPOINTS, TrainPlan, run_alone
 from pipeline.model.saved import load_model
-from schemas.errors import OutOfMemoryError, PausedError
+from schemas.errors import OutOfMemoryError, PausedError, SpecError
 from schemas.evaluation import EvaluateSpec
+from schemas.optim import DurationSpec
 from schemas.report import SearchReport
 from schemas.runs import InputArtifact
 from schemas.training import FinetuneSpec, PretrainSpec
@@ -131,6 +132,46 @@ def test_the_best_validation_is_handed_over(corpus: InputArtifact, tmp_path: Pat
     assert accuracy.output.metrics["test/nll"] == pytest.approx(losses[best], rel=1e-5)
     top1 = {point.step: point.value for point in points if point.key == "validation/top1_ratio"}
     assert accuracy.output.metrics["test/top1_ratio"] == top1[best]
+
+
+def test_a_longer_duration_continues_instead_of_starting_over(
+    corpus: InputArtifact, tmp_path: Path
+) -> None:
+    steady = PRETRAIN.optim.revise(schedule="constant")
+    specs = [PRETRAIN.revise(optim=steady, duration=DurationSpec(steps=steps)) for steps in (8, 14)]
+    short, whole = (
+        run_stage(train.run, spec, tmp_path / name, inputs={"data": corpus}, seed=3)
+        for name, spec in zip(("short", "whole"), specs, strict=True)
+    )
+    assert [path.name for path in (short.path / "state").iterdir()] == ["step-00000008"]
+    inputs = {"data": corpus, "continues": short.at(None)}
+    spec = PretrainSpec.parse({**specs[1].dump(), "continue": "short"})
+    longer = run_stage(train.run, spec, tmp_path / "longer", inputs=inputs, seed=3)
+    weights = [load_file(run.path / "model" / "model.safetensors") for run in (longer, whole)]
+    assert all(torch.equal(weights[0][name], weight) for name, weight in weights[1].items())
+    points, _ = read_points(longer.path.parent / "progress" / "metrics.jsonl", 0)
+    assert [p.step for p in points if p.key == "train/loss"] == list(range(9, 15))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"batch": {"global_samples": 24}}, "batch.global_samples is another"),
+        ({"model": {**MODEL, "depth": 2}}, "the model is another"),
+        ({"duration": {"steps": 5}}, "8 steps are done already, and duration says 5"),
+    ],
+)
+def test_what_cannot_be_continued_is_refused(
+    pretrained: StageRun,
+    corpus: InputArtifact,
+    tmp_path: Path,
+    change: dict[str, Any],
+    sentence: str,
+) -> None:
+    spec = PretrainSpec.parse({**COMMON, "model": MODEL, **change, "continue": "pretrain"})
+    inputs = {"data": corpus, "continues": pretrained.at(None)}
+    with pytest.raises(SpecError, match=sentence):
+        run_stage(train.run, spec, tmp_path / "longer", inputs=inputs, seed=3)
 
 
 def test_fine_tuning_starts_from_the_weights_at_another_size(
