@@ -128,7 +128,7 @@ def run_in_gang(config: dict[str, Any]) -> dict[str, Any]:
         offload=plan.spec.resources.offload_optimizer,
     )
     setup = engine_spec(plan, device)
-    return run_plan(plan, setup, lambda: DeepSpeedEngine(trained_model(plan), setup, zero))
+    return run_plan(plan, setup, lambda: DeepSpeedEngine(_fast_model(plan), setup, zero))
 
 
 def choose_layout(plan: TrainPlan, device_bytes: int) -> Layout:
@@ -161,6 +161,8 @@ def layout_of(plan: TrainPlan, world: int, device_bytes: int) -> Layout:
 def laid_out(plan: TrainPlan, layout: Layout) -> TrainPlan:
     """The plan with nothing left open."""
     chosen = {"zero_stage": layout.zero_stage, "micro_batch": layout.micro_batch}
+    if layout.zero_stage == 3:
+        chosen["compile"] = False  # where memory chose the stage: see the spec
     resources = plan.spec.resources.revise(**chosen)
     return replace(plan, spec=plan.spec.revise(resources=resources))
 
@@ -184,7 +186,7 @@ def run_alone(plan: TrainPlan) -> dict[str, Any]:
     device = torch.device("cuda" if plan.spec.resources.gpus_per_worker else "cpu")
     plan = laid_out(plan, choose_layout(plan, worker_bytes(plan.spec.resources, device)))
     setup = engine_spec(plan, device)
-    return run_plan(plan, setup, lambda: TorchEngine(trained_model(plan), setup))
+    return run_plan(plan, setup, lambda: TorchEngine(_fast_model(plan), setup))
 
 
 def prepare_torch(threads: int) -> None:
@@ -218,6 +220,16 @@ def objective_of(plan: TrainPlan, device: torch.device) -> Objective:
     labels = Supervised(setting, SupervisedSpec(), smoothing)
     teacher, _ = load_model(Path(plan.request.inputs["teacher"].path) / MODEL_FOLDER)
     return Distilled(setting, objective, labels, teacher.to(device), spec.precision)
+
+
+def _fast_model(plan: TrainPlan) -> Backbone | Encoder:
+    """What the engine trains, compiled where the spec wants it; its names are as before."""
+    model = trained_model(plan)
+    if plan.spec.resources.compile:
+        for part in model.blocks if isinstance(model, Encoder) else [model]:
+            # One graph for each shape: batches, the probe; a general one would be slower.
+            part.compile(dynamic=False)
+    return model
 
 
 def trained_model(plan: TrainPlan) -> Backbone | Encoder:

@@ -142,6 +142,9 @@ class ResourcesSpec(Spec):
     recompute: Execution[bool] = False
     """Keep nothing inside blocks for the backward pass and run them twice: a third more work for
     most of the memory of activations."""
+    compile: Execution[bool] = False
+    """Compile the blocks of a ViT, or another model whole, by torch.compile: a minute or more at
+    the start, faster steps on a GPU; on a CPU it needs a C++ compiler. Not in `zero_stage` 3."""
     engine: Execution[Literal["deepspeed", "torch"]] = "deepspeed"
     """`torch` is the single-process reference."""
     zero_stage: Execution[Literal[0, 1, 2, 3, "auto"]] = "auto"
@@ -157,6 +160,15 @@ class ResourcesSpec(Spec):
         if self.engine == "torch" and self.most_workers > 1:
             raise ValueError(
                 "engine torch runs one worker; set workers to 1 or engine to deepspeed"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _compiles_whole_weights(self) -> "ResourcesSpec":
+        if self.compile and self.engine == "deepspeed" and self.zero_stage == 3:
+            raise ValueError(
+                "compile needs whole weights, and zero_stage 3 gathers them inside the forward; "
+                "set compile to false or a lower zero_stage"
             )
         return self
 

@@ -108,7 +108,7 @@ def _check_splits(graph: Graph, place: Place) -> None:
     known: dict[str, Splits] = {}
     for node in graph.nodes:
         for port, reference in node.inputs.items():
-            where = place(port_path(node.base_name, port))
+            where = place(port_path(node.base_name, node.spec, port))
             splits = known[reference.stage]
             check_reference(node.spec, port, reference, splits=splits, where=where)
         known[node.name] = splits_made(node.spec, node.inputs, known)
@@ -161,7 +161,7 @@ class _Expansion:
         except ValueError as error:
             raise SpecError(str(error), where=self.place(("stages", stage))) from error
         for port, reference in inputs.items():
-            where = self.place(port_path(stage, port))
+            where = self.place(port_path(stage, spec, port))
             upstream = self.experiment.stages.get(reference.stage)
             if upstream is None:
                 names = list(self.experiment.stages)

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from pipeline.dag.overrides import Path, spec_path
-from pipeline.dag.splits import port_path
+from pipeline.dag.splits import port_field, port_path
 from schemas.errors import SpecError
 from schemas.experiment import ExperimentSpec
 
@@ -81,8 +81,8 @@ def insert_removal(text: str, experiment: ExperimentSpec, removal: Removal) -> E
 def _readers(experiment: ExperimentSpec, removal: Removal) -> Iterator[tuple[Path, str]]:
     for name, spec in experiment.stages.items():
         for port in spec.inputs() if spec.kind != "report" else ():
-            path = port_path(name, port)
-            value = getattr(spec, str(path[2]))
+            path = port_path(name, spec, port)
+            value = getattr(spec, port_field(port))
             reference = value if isinstance(value, str) else value[path[3]]
             if reference.partition("@")[0] == removal.data:
                 yield path, reference

@@ -92,7 +92,8 @@ def port_field(port: str) -> str:
     return port.partition("[")[0]
 
 
-def port_path(stage: str, port: str) -> Path:
-    """Where a reference stands in the experiment's plain data."""
-    field, _, rest = port.partition("[")
+def port_path(stage: str, spec: AnyStage, port: str) -> Path:
+    """Where a reference of `spec` stands in the experiment's plain data."""
+    name, _, rest = port.partition("[")
+    field = type(spec).model_fields[name].alias or name
     return ("stages", stage, field, int(rest.rstrip("]"))) if rest else ("stages", stage, field)

@@ -39,6 +39,12 @@ def test_a_longer_cycle_is_printed_whole() -> None:
     assert "clean -> second -> clean" in refused.value.what
 
 
+def test_a_field_named_by_a_word_of_pythons_is_told_as_the_user_wrote_it() -> None:
+    with pytest.raises(SpecError, match="no stage 'nowhere'") as refused:
+        graph_of("pretrain.continue=nowhere")
+    assert refused.value.where == "--set pretrain.continue"
+
+
 def test_a_long_chain_needs_no_deep_recursion() -> None:
     links = "".join(
         f"  f{n}: {{kind: filter, data: {f'f{n - 1}' if n else 'corpus'}, against: [pets]}}\n"

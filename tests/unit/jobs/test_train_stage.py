@@ -1,6 +1,7 @@
 """The training stages with the reference engine, on real images, in this process."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from infra.pace_file import pace_path, read_pace
 from jobs import evaluate, train
 from jobs.train_worker import CHECKPOINTS, TrainPlan, run_alone
 from pipeline.model.saved import load_model
+from pipeline.model.vit import KEY_BIAS
 from schemas.errors import OutOfMemoryError, PausedError, SpecError
 from schemas.evaluation import EvaluateSpec
 from schemas.optim import DurationSpec
@@ -105,6 +107,23 @@ def test_an_interrupted_stage_makes_the_same_bytes(
     for name in ("model.json", "model.safetensors"):
         expected = (pretrained.path / "model" / name).read_bytes()
         assert (run.path / "model" / name).read_bytes() == expected
+
+
+@pytest.mark.filterwarnings("ignore")  # torch warns of itself while it compiles
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_blocks_learn_the_same_under_the_same_names(
+    pretrained: StageRun, corpus: InputArtifact, tmp_path: Path
+) -> None:
+    spec = PRETRAIN.revise(resources=PRETRAIN.resources.revise(compile=True))
+    run = run_stage(train.run, spec, tmp_path / "compiled", inputs={"data": corpus}, seed=3)
+    found, expected = (
+        load_file(it.path / "model" / "model.safetensors") for it in (run, pretrained)
+    )
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        if not name.endswith(KEY_BIAS):
+            torch.testing.assert_close(found[name], weight, atol=1e-5, rtol=0)
+    assert any(not torch.equal(found[name], expected[name]) for name in found), "other kernels"
 
 
 def test_the_best_validation_is_handed_over(corpus: InputArtifact, tmp_path: Path) -> None:
