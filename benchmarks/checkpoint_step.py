@@ -21,7 +21,7 @@ from pipeline.training.engine import Engine, TorchEngine
 from pipeline.training.keeper import CheckpointKeeper, RunIdentity
 from pipeline.training.loop import Watch, train
 from schemas.model import ModelSpec
-from schemas.training import CheckpointSpec
+from schemas.resources import CheckpointSpec
 from tests.support.training import KEY, OPTIM, FakeBatch, FakeLoader, engine_spec, model
 from tests.support.zero_runs import in_world
 

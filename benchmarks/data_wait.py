@@ -28,7 +28,7 @@ from pipeline.data.feed.loader import TrainLoader
 from pipeline.model import build
 from pipeline.training.engine import TorchEngine
 from schemas.model import ViTSpec
-from schemas.training import AugmentSpec, BatchSpec
+from schemas.samples import AugmentSpec, BatchSpec
 
 _ROUNDS = 15
 _SAMPLES = 64

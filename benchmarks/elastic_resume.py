@@ -22,14 +22,8 @@ from infra.metric_segments import read_points
 from jobs import ingest
 from jobs.stage import StageOutput, StageTools
 from jobs.stage_task import METRICS_FILE
-from jobs.train_worker import (
-    CHECKPOINTS,
-    TrainPlan,
-    engine_spec,
-    prepare_torch,
-    run_plan,
-    trained_model,
-)
+from jobs.train_plan import TrainPlan, trained_model
+from jobs.train_worker import CHECKPOINTS, engine_spec, prepare_torch, run_plan
 from pipeline.data.shards.shard_set import ShardSet
 from pipeline.training.checkpoint import step_folder
 from schemas.data import IngestSpec

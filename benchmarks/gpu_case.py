@@ -23,7 +23,8 @@ from pipeline.data.shards.shard_set import ShardSet
 from pipeline.model import build
 from pipeline.training.engine import Engine, TorchEngine
 from schemas.model import ModelSpec, ViTSpec
-from schemas.training import AugmentSpec, BatchSpec, PretrainSpec
+from schemas.samples import AugmentSpec, BatchSpec
+from schemas.training import PretrainSpec
 
 _CLASSES = 1000
 

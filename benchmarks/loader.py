@@ -26,7 +26,7 @@ from pipeline.data.feed.course import Passes
 from pipeline.data.images.render import render
 from pipeline.data.order import EpochOrder
 from pipeline.data.shards.shard_set import Split
-from schemas.training import AugmentSpec, BatchSpec
+from schemas.samples import AugmentSpec, BatchSpec
 
 _SAMPLES = 64
 _STEPS = 12

@@ -29,7 +29,7 @@ from pipeline.data.feed.course import Passes
 from pipeline.data.feed.loader import TrainLoader
 from pipeline.data.order import EpochOrder
 from pipeline.data.shards.shard_set import Split
-from schemas.training import AugmentSpec, BatchSpec
+from schemas.samples import AugmentSpec, BatchSpec
 
 _STEPS = 8
 _PX = (224, 224)

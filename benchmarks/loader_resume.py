@@ -25,7 +25,7 @@ from benchmarks.figure import Figure, arguments, conclude, conditions
 from benchmarks.loading import made_up, photos, shard_set
 from pipeline.data.feed.loader import TrainLoader
 from pipeline.data.feed.mixtures import AnyData, MixedSplit
-from schemas.training import AugmentSpec, BatchSpec, MixturePhase
+from schemas.samples import AugmentSpec, BatchSpec, MixturePhase
 
 _SAMPLES = 48
 _STEPS = 24

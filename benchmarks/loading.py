@@ -16,7 +16,7 @@ from pipeline.data.ingest.build import build_shard_set
 from pipeline.data.shards.shard_set import ShardSet, Split
 from pipeline.data.sources import fingerprint
 from schemas.data import IngestSpec
-from schemas.training import AugmentSpec, BatchSpec
+from schemas.samples import AugmentSpec, BatchSpec
 
 X = TypeVar("X")
 

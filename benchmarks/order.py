@@ -19,13 +19,7 @@ from benchmarks.figure import Figure, arguments, conclude, conditions
 from benchmarks.loading import made_up, photos, shard_set
 from pipeline.data.feed.loader import Batch, TrainLoader
 from pipeline.data.feed.mixtures import AnyData, MixedSplit
-from schemas.training import (
-    AugmentSpec,
-    BatchSpec,
-    ColourJitterSpec,
-    MixturePhase,
-    RandAugmentSpec,
-)
+from schemas.samples import AugmentSpec, BatchSpec, ColourJitterSpec, MixturePhase, RandAugmentSpec
 
 _SAMPLES = 120
 _WORLDS = (1, 2, 3, 4, 5, 6, 10, 12, 15, 20)

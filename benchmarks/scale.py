@@ -43,7 +43,7 @@ from schemas.manifest import (
     SplitEntry,
 )
 from schemas.records import RECORD, RECORD_VERSION, REJECTIONS, ROWS_PER_BATCH, SHARD_TABLE
-from schemas.training import AugmentSpec, BatchSpec
+from schemas.samples import AugmentSpec, BatchSpec
 
 SHARDS, SHARD_ROWS = 250_000, 4_000
 _OPEN_BYTES, _RATIO, _DRIVER_BYTES = 50 * 10**6, 1.2, 200 * 10**6

@@ -28,7 +28,7 @@ from pipeline.training.keeper import CheckpointKeeper, RunIdentity
 from pipeline.training.loop import Watch, train
 from schemas.checkpoint import CHECKPOINT_MANIFEST, CHECKPOINT_STATE, CheckpointState
 from schemas.model import ViTSpec
-from schemas.training import CheckpointSpec
+from schemas.resources import CheckpointSpec
 from tests.support.training import KEY, OPTIM, FakeLoader, engine_spec, model
 
 _KILLS = 20

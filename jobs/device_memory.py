@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from schemas.training import ResourcesSpec
+from schemas.resources import ResourcesSpec
 
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Where a container finds its own, of both generations of control groups."""

@@ -9,16 +9,8 @@ import torch
 from infra.ray_gang_failures import is_memory, out_of_memory
 from infra.worker_gang import Foreman, Gang, run_gang
 from jobs.stage import StageOutput, StageTools
-from jobs.train_worker import (
-    CHECKPOINTS,
-    TrainPlan,
-    initial_model,
-    objective_of,
-    open_data,
-    prepare_torch,
-    run_alone,
-    run_in_gang,
-)
+from jobs.train_plan import TrainPlan, initial_model, objective_of, open_data
+from jobs.train_worker import CHECKPOINTS, prepare_torch, run_alone, run_in_gang
 from pipeline.model.backbone import batch_statistics
 from pipeline.model.building import unfilled
 from pipeline.model.saved import load_saved
@@ -33,9 +25,10 @@ from schemas.experiment import STAGE_KINDS
 from schemas.model import ModelChange, ViTSpec
 from schemas.optim import DurationSpec
 from schemas.report import SearchReport
+from schemas.resources import ResourcesSpec
 from schemas.runs import StageRequest
 from schemas.spec import canonical_json
-from schemas.training import FinetuneSpec, PretrainSpec, ResourcesSpec, SearchSpec
+from schemas.training import FinetuneSpec, PretrainSpec, SearchSpec
 
 GANG_NOTES = "ray"
 SEARCH_FILE = "search.json"

@@ -4,7 +4,7 @@ import importlib.metadata
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,101 +13,41 @@ import torch.utils.deterministic
 
 from jobs.device_memory import lowest_of_all, worker_bytes
 from jobs.stage_task import append_line, log_path
+from jobs.train_plan import (
+    TrainData,
+    TrainPlan,
+    fast_model,
+    objective_of,
+    open_data,
+    trained_model,
+)
 from jobs.train_watch import gauge_of, watch_of
 from pipeline.cost import Layout, lay_out
 from pipeline.data.feed.loader import Batch, TrainLoader, probe_batch
-from pipeline.data.feed.mixtures import AnyData, MixedSplit
-from pipeline.data.shards.shard_set import AnySplit, ShardSet
+from pipeline.data.shards.shard_set import ShardSet
 from pipeline.evaluation.classify import check_same_classes
-from pipeline.model.backbone import Backbone
-from pipeline.model.building import build
-from pipeline.model.mae import build_mae
-from pipeline.model.masked import build_masked, encoder_weights
-from pipeline.model.saved import load_model, load_weights, save_model
-from pipeline.model.transfer import adapt
-from pipeline.model.vit import Encoder
+from pipeline.model.masked import encoder_weights
+from pipeline.model.saved import save_model
 from pipeline.training.checkpoint import read_model
 from pipeline.training.engine import Engine, EngineSpec, TorchEngine
 from pipeline.training.guard import RollBackError, needed_again
 from pipeline.training.keeper import CheckpointKeeper, RunIdentity
 from pipeline.training.loop import train
-from pipeline.training.objectives.common import Objective, Setting
-from pipeline.training.objectives.distilled import Distilled
-from pipeline.training.objectives.masked import Autoencoding, MaskedPatch
+from pipeline.training.objectives.common import Setting
 from pipeline.training.objectives.supervised import Supervised
 from pipeline.training.schedule import total_steps
 from pipeline.training.validation import Answers, Measure, OwnLoss, Validator
 from schemas.artifacts import STATE_FOLDER
-from schemas.backbones import BackboneSpec
 from schemas.checkpoint import MODEL_FOLDER, RunProgress, SavedModel
 from schemas.manifest import DATASET_FOLDER
-from schemas.model import ViTSpec
-from schemas.objectives import MaeSpec, MaskedPatchSpec, SupervisedSpec
+from schemas.objectives import SupervisedSpec
 from schemas.runs import StageRequest
-from schemas.spec import digest_of
-from schemas.training import FinetuneSpec, PretrainSpec
+from schemas.training import PretrainSpec
 
 CHECKPOINTS = "checkpoints"
 PROBE_SAMPLES = 4
 VALIDATION_SAMPLES = 64
 """In one forward of a validation: the same in any world, so that its figures are."""
-HEAD_BIASES = ("head.bias", "distillation_head.bias")
-
-
-@dataclass(frozen=True)
-class TrainPlan:
-    """A training stage with everything decided; travels to every process."""
-
-    request: StageRequest
-    spec: PretrainSpec | FinetuneSpec
-    """After a search: with the rate and the steps that it chose."""
-    model: BackboneSpec
-    attempt: Path
-    progress: Path
-
-    largest_micro_batch: int | None = None
-    """Samples in one forward on one worker, at most; set once memory was short."""
-
-    def micro_batch(self, world_size: int) -> int:
-        """Samples in one forward on one worker of a world; the most, where memory decides."""
-        share = self.spec.batch.global_samples // world_size
-        given = self.spec.resources.micro_batch
-        wanted = given if isinstance(given, int) else share
-        limit = min(wanted, self.largest_micro_batch or wanted)
-        # Pairs that are mixed stay together, so that a micro-batch is even then.
-        unit = 2 if self.spec.augment.mixes else 1
-        return next((n for n in range(limit, 0, -1) if share % n == 0 and n % unit == 0), unit)
-
-
-@dataclass(frozen=True)
-class TrainData:
-    """What a stage trains on."""
-
-    data: AnyData
-    digest: str
-    """Of the shard set, or of the list of all that are mixed."""
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Class of each label."""
-        return self.data.class_names
-
-    @property
-    def first(self) -> AnySplit:
-        """The split, or the first of a mixture."""
-        return self.data.splits[0] if isinstance(self.data, MixedSplit) else self.data
-
-
-def open_data(request: StageRequest, spec: PretrainSpec | FinetuneSpec) -> TrainData:
-    """The input `data`, one split or a mixture of several."""
-    ports = [port for port in spec.inputs() if port.partition("[")[0] == "data"]
-    found = [request.inputs[port] for port in ports]
-    sets = [ShardSet.open(Path(item.path) / DATASET_FOLDER) for item in found]
-    splits = [each.split(item.split or "train") for each, item in zip(sets, found, strict=True)]
-    if spec.mixture is None:
-        return TrainData(splits[0], sets[0].digest)
-    digest = digest_of([each.digest for each in sets])
-    return TrainData(MixedSplit(tuple(splits), spec.mixture), digest)
 
 
 def run_in_gang(config: dict[str, Any]) -> dict[str, Any]:
@@ -128,7 +68,7 @@ def run_in_gang(config: dict[str, Any]) -> dict[str, Any]:
         offload=plan.spec.resources.offload_optimizer,
     )
     setup = engine_spec(plan, device)
-    return run_plan(plan, setup, lambda: DeepSpeedEngine(_fast_model(plan), setup, zero))
+    return run_plan(plan, setup, lambda: DeepSpeedEngine(fast_model(plan), setup, zero))
 
 
 def choose_layout(plan: TrainPlan, device_bytes: int) -> Layout:
@@ -186,7 +126,7 @@ def run_alone(plan: TrainPlan) -> dict[str, Any]:
     device = torch.device("cuda" if plan.spec.resources.gpus_per_worker else "cpu")
     plan = laid_out(plan, choose_layout(plan, worker_bytes(plan.spec.resources, device)))
     setup = engine_spec(plan, device)
-    return run_plan(plan, setup, lambda: TorchEngine(_fast_model(plan), setup))
+    return run_plan(plan, setup, lambda: TorchEngine(fast_model(plan), setup))
 
 
 def prepare_torch(threads: int) -> None:
@@ -204,60 +144,6 @@ def engine_spec(plan: TrainPlan, device: torch.device) -> EngineSpec:
     """What every engine is made from."""
     objective, seed = objective_of(plan, device), plan.request.seed
     return EngineSpec(plan.spec.optim, objective, plan.spec.precision, device, seed)
-
-
-def objective_of(plan: TrainPlan, device: torch.device) -> Objective:
-    """What is trained for."""
-    spec, objective = plan.spec, plan.spec.objective
-    setting = Setting(plan.model, plan.request.seed, device)
-    if isinstance(objective, MaskedPatchSpec):
-        return MaskedPatch(setting, objective)
-    if isinstance(objective, MaeSpec):
-        return Autoencoding(setting, objective)
-    smoothing = spec.augment.label_smoothing
-    if isinstance(objective, SupervisedSpec):
-        return Supervised(setting, objective, smoothing)
-    labels = Supervised(setting, SupervisedSpec(), smoothing)
-    teacher, _ = load_model(Path(plan.request.inputs["teacher"].path) / MODEL_FOLDER)
-    return Distilled(setting, objective, labels, teacher.to(device), spec.precision)
-
-
-def _fast_model(plan: TrainPlan) -> Backbone | Encoder:
-    """What the engine trains, compiled where the spec wants it; its names are as before."""
-    model = trained_model(plan)
-    if plan.spec.resources.compile:
-        for part in model.blocks if isinstance(model, Encoder) else [model]:
-            # One graph for each shape: batches, the probe; a general one would be slower.
-            part.compile(dynamic=False)
-    return model
-
-
-def trained_model(plan: TrainPlan) -> Backbone | Encoder:
-    """What the engine trains: the model, or its encoder with what the objective adds to it."""
-    spec, seed, objective = plan.model, plan.request.seed, plan.spec.objective
-    model: Backbone | Encoder
-    if isinstance(objective, MaskedPatchSpec) and isinstance(spec, ViTSpec):
-        model = build_masked(spec, seed=seed)
-    elif isinstance(objective, MaeSpec) and isinstance(spec, ViTSpec):
-        model = build_mae(spec, objective.decoder(spec), seed=seed)
-    else:
-        model = initial_model(plan)
-    model.recomputes = plan.spec.resources.recompute
-    return model
-
-
-def initial_model(plan: TrainPlan) -> Backbone:
-    """New weights, or those of the input `init` with a new head and the positions resized."""
-    model = build(plan.model, seed=plan.request.seed)
-    start = plan.request.inputs.get("init")
-    if start is not None:
-        weights, saved = load_weights(Path(start.path) / MODEL_FOLDER)
-        model.load_state_dict(adapt(weights, saved.spec, plan.model))
-    if isinstance(plan.spec.objective, SupervisedSpec):
-        for name, parameter in model.named_parameters():
-            if name in HEAD_BIASES:
-                torch.nn.init.constant_(parameter, plan.spec.objective.head_bias)
-    return model
 
 
 def run_plan(

@@ -1,4 +1,4 @@
-"""What a user says of training: optimizer, batch, duration, augmentation, resources."""
+"""The stage kinds `pretrain` and `finetune`."""
 
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -15,191 +15,14 @@ from schemas.objectives import (
     SupervisedSpec,
 )
 from schemas.optim import DurationSpec, OptimSpec
+from schemas.resources import CheckpointSpec, ResourcesSpec
+from schemas.samples import AugmentSpec, BatchSpec, MixturePhase
 from schemas.spec import Execution, Input, Semantic, Spec
 from schemas.stage import SHARD_SETS, StageSpec
 from schemas.validation import ValidationSpec
 
 MODELS = ("pretrain", "finetune", "import")
 """Kinds whose artifact is a model."""
-MAX_WEIGHTS = 10_000
-"""The order of a cycle of a mixture is kept in memory."""
-
-
-class RandAugmentSpec(Spec):
-    """Random operations on colour and shape (Cubuk et al. 2019), one after the other."""
-
-    layers: Semantic[int] = Field(default=2, ge=1, le=8)
-    """Operations on each image, each drawn from fourteen."""
-    magnitude: Semantic[float] = Field(default=10.0, ge=0, le=30)
-    """Strength of every operation; at 10 an image turns by 30 degrees, moves by 45 % of its side,
-    or its colours change by 90 %. The ViT papers use 10, 15 and 20."""
-
-
-class ColourJitterSpec(Spec):
-    """Factors drawn evenly from [max(0, 1 - x), 1 + x], applied in the order of the fields."""
-
-    brightness: Semantic[float] = Field(default=0.0, ge=0)
-    contrast: Semantic[float] = Field(default=0.0, ge=0)
-    saturation: Semantic[float] = Field(default=0.0, ge=0)
-    hue: Semantic[float] = Field(default=0.0, ge=0, le=0.5)
-    """Largest turn of the colour circle either way, as a share of the whole circle."""
-
-
-class AugmentSpec(Spec):
-    """What happens to a training image; evaluation resizes and centre-crops.
-
-    In this order: crop and resize, shift, mirror, colour jitter, RandAugment, erasing; then, on the
-    batch, mixup or CutMix.
-    """
-
-    crop: Semantic[Literal["none", "inception", "shift"]] = "none"
-    """`none`: resized, then cut from the centre; `inception`: random area and aspect; `shift`: as
-    `none`, then moved."""
-    min_area_ratio: Semantic[float] = Field(default=0.05, gt=0, le=1)
-    """Smallest share of the image that an `inception` crop covers."""
-    shift_ratio: Semantic[float] = Field(default=0.125, ge=0, lt=0.5)
-    """Largest `shift`, as a share of the side; the border is repeated."""
-    flip: Semantic[bool] = False
-    """Mirror every second image, on average."""
-    colour_jitter: Semantic[ColourJitterSpec | None] = None
-    randaugment: Semantic[RandAugmentSpec | None] = None
-    erase_ratio: Semantic[float] = Field(default=0.0, ge=0, le=1)
-    """Share of the images in which a random rectangle turns grey (Zhong et al. 2017)."""
-    mixup_alpha: Semantic[float] = Field(default=0.0, ge=0)
-    """Neighbours in the global batch are blended, by a weight from Beta(alpha, alpha) for each
-    pair; 0 turns it off."""
-    cutmix_alpha: Semantic[float] = Field(default=0.0, ge=0)
-    """Neighbours swap a rectangle, whose area is from Beta(alpha, alpha). With both, each pair
-    takes either at even odds."""
-    label_smoothing: Semantic[float] = Field(default=0.0, ge=0, lt=1)
-
-    @property
-    def mixes(self) -> bool:
-        """Whether samples are mixed in pairs."""
-        return self.mixup_alpha > 0 or self.cutmix_alpha > 0
-
-
-class BatchSpec(Spec):
-    """How many samples make one optimizer step, on all workers together."""
-
-    global_samples: Semantic[int] = Field(gt=0)
-    tail: Semantic[Literal["drop", "pad", "exact"]] = "drop"
-    """The last batch of an epoch, where it is not full: left out; filled with images from the
-    beginning of the epoch; or filled likewise, with weight 0 for what fills it, so that every image
-    counts once."""
-
-
-class MixturePhase(Spec):
-    """How the samples of a batch are shared among the shard sets, from a step on."""
-
-    from_step: Semantic[int] = Field(ge=0)
-    """First optimizer step of the phase, from 0."""
-    weights: Semantic[tuple[Annotated[int, Field(ge=0)], ...]]
-    """One whole number for each shard set of `data`: in every cycle of as many samples as their
-    sum, each set gives as many as its weight. Never more than one sample off its share."""
-
-    @model_validator(mode="after")
-    def _a_cycle_is_short(self) -> "MixturePhase":
-        if not 1 <= sum(self.weights) <= MAX_WEIGHTS:
-            raise ValueError(
-                f"weights sum up to {sum(self.weights)}; write whole numbers that sum up to "
-                f"1 to {MAX_WEIGHTS}, such as [3, 1]"
-            )
-        return self
-
-
-class WorkersRange(Spec):
-    """A world that takes what it gets, at each start and after each loss of a process."""
-
-    min: Execution[int] = Field(ge=1)
-    """Fewest processes."""
-    max: Execution[int] = Field(ge=1)
-    """Most processes, inclusive."""
-
-    @model_validator(mode="after")
-    def _goes_up(self) -> "WorkersRange":
-        if self.max < self.min:
-            raise ValueError(f"workers has min {self.min} and max {self.max}; min must not be more")
-        return self
-
-
-class ResourcesSpec(Spec):
-    """Where and how the work is done; nothing here changes what is computed beyond rounding."""
-
-    workers: Execution[Annotated[int, Field(ge=1)] | WorkersRange] = 1
-    """Processes of the training world; or `{min: A, max: B}`: at each start and restart the most
-    that divide the global batch and have room on the nodes that live then. Batches and learning
-    rates stay the same."""
-    gpus_per_worker: Execution[float] = Field(default=0, ge=0)
-    cpus_per_worker: Execution[float] = Field(default=0.5, gt=0)
-    threads: Execution[int] = Field(default=1, ge=1)
-    """Torch threads of a worker."""
-    loader_threads: Execution[int] = Field(default=2, ge=1)
-    """Threads of a worker that decode images."""
-    micro_batch: Execution[Annotated[int, Field(gt=0)] | Literal["auto"] | None] = None
-    """Samples in one forward on one worker. None: the worker's whole share of the global batch;
-    `auto`: the largest part of it that, by the estimate, fits in the memory of every worker."""
-    recompute: Execution[bool] = False
-    """Keep nothing inside blocks for the backward pass and run them twice: a third more work for
-    most of the memory of activations."""
-    compile: Execution[bool] = False
-    """Compile the blocks of a ViT, or another model whole, by torch.compile: a minute or more at
-    the start, faster steps on a GPU; on a CPU it needs a C++ compiler. Not in `zero_stage` 3."""
-    engine: Execution[Literal["deepspeed", "torch"]] = "deepspeed"
-    """`torch` is the single-process reference."""
-    zero_stage: Execution[Literal[0, 1, 2, 3, "auto"]] = "auto"
-    """How much of the training state the workers share out: nothing, moments and the weights to
-    update, gradients too, weights too. `auto`: the lowest that, by the estimate, fits in the memory
-    of every worker, from 1 on where there are several."""
-    offload_optimizer: Execution[bool] = False
-    """Keep moments, averages and the weights to update in the memory of the host, and update there:
-    less memory of the GPU, slower steps. From `zero_stage` 1 on."""
-
-    @model_validator(mode="after")
-    def _torch_is_alone(self) -> "ResourcesSpec":
-        if self.engine == "torch" and self.most_workers > 1:
-            raise ValueError(
-                "engine torch runs one worker; set workers to 1 or engine to deepspeed"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _compiles_whole_weights(self) -> "ResourcesSpec":
-        if self.compile and self.engine == "deepspeed" and self.zero_stage == 3:
-            raise ValueError(
-                "compile needs whole weights, and zero_stage 3 gathers them inside the forward; "
-                "set compile to false or a lower zero_stage"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _offloads_what_is_apart(self) -> "ResourcesSpec":
-        if self.offload_optimizer and (self.engine == "torch" or self.zero_stage == 0):
-            raise ValueError(
-                "offload_optimizer needs engine deepspeed and zero_stage 1, 2, 3 or auto; in "
-                "others there is nothing apart from the model that could be moved"
-            )
-        return self
-
-    @property
-    def most_workers(self) -> int:
-        """The upper end of `workers`."""
-        return self.workers if isinstance(self.workers, int) else self.workers.max
-
-    @property
-    def fewest_workers(self) -> int:
-        """The lower end of `workers`."""
-        return self.workers if isinstance(self.workers, int) else self.workers.min
-
-
-class CheckpointSpec(Spec):
-    """When training state is written, so that a killed run goes on from there."""
-
-    every_steps: Execution[int] = Field(default=500, ge=1)
-    keep_last: Execution[int] = Field(default=2, ge=1)
-    """How many of the newest are kept while the stage runs."""
-    keep_every_steps: Execution[int | None] = Field(default=None, ge=1)
-    """Those at whole multiples of this step are kept too."""
 
 
 class TrainingSpec(StageSpec):

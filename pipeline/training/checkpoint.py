@@ -33,8 +33,8 @@ from schemas.checkpoint import (
     CheckpointState,
 )
 from schemas.errors import DiskFullError, IntegrityError
+from schemas.resources import CheckpointSpec
 from schemas.spec import canonical_json
-from schemas.training import CheckpointSpec
 
 _NAME = re.compile(r"^step-(\d{8})$")
 _SHARE, _MARK = ".safetensors", ".written"

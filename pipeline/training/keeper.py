@@ -11,7 +11,7 @@ from pipeline.training.writing import ShareWriter
 from schemas.backbones import BackboneSpec
 from schemas.checkpoint import CHECKPOINT_STATE, CheckpointState, RunProgress
 from schemas.errors import IntegrityError, SpecError
-from schemas.training import CheckpointSpec
+from schemas.resources import CheckpointSpec
 
 PROBE_TOLERANCE = 1e-4
 """Largest relative difference of the probe batch's loss before a save and after a load."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from pipeline.data.feed.augment import Drawn, Draws
 from pipeline.data.feed.mixing import draw_mix
-from schemas.training import AugmentSpec, ColourJitterSpec, RandAugmentSpec
+from schemas.samples import AugmentSpec, ColourJitterSpec, RandAugmentSpec
 from tests.support.loading import places
 
 SIZES = {0: (48, 64), 1: (100, 60), 2**40: (8, 8)}

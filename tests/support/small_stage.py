@@ -4,10 +4,11 @@ from pathlib import Path
 
 from infra.metric_segments import read_points
 from jobs.stage_task import METRICS_FILE
-from jobs.train_worker import TrainPlan
+from jobs.train_plan import TrainPlan
 from schemas.artifacts import KeyRecord
+from schemas.resources import WorkersRange
 from schemas.runs import InputArtifact, StageRequest
-from schemas.training import PretrainSpec, WorkersRange
+from schemas.training import PretrainSpec
 
 SPEC = PretrainSpec.parse(
     {

@@ -23,7 +23,7 @@ from schemas.checkpoint import RunProgress
 from schemas.model import ViTSpec
 from schemas.objectives import MaeSpec, SupervisedSpec
 from schemas.optim import OptimSpec
-from schemas.training import CheckpointSpec
+from schemas.resources import CheckpointSpec
 
 TINY = ViTSpec(
     width=24,

@@ -15,7 +15,7 @@ from infra.worker_gang import Foreman, Gang, run_gang
 from jobs.train import worker_environment
 from jobs.train_worker import run_in_gang
 from schemas.manifest import DATASET_FOLDER
-from schemas.training import WorkersRange
+from schemas.resources import WorkersRange
 from tests.support import gang as work
 from tests.support.datasets import small_set
 from tests.support.small_stage import SPEC, losses_in, plan_in

@@ -18,7 +18,7 @@ from pipeline.data.feed.philox import WORDS, philox
 from pipeline.data.images.alter import OPERATIONS, Operation, alter, erase
 from pipeline.data.images.codec import Box, Pixels
 from pipeline.data.images.render import render
-from schemas.training import AugmentSpec
+from schemas.samples import AugmentSpec
 
 _TRIES = 10
 _ASPECT = (3 / 4, 4 / 3)

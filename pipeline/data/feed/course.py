@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.order import Int64s, rank_positions, steps_per_epoch
-from schemas.training import BatchSpec, MixturePhase
+from schemas.samples import BatchSpec, MixturePhase
 
 
 @dataclass(frozen=True)

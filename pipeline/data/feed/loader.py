@@ -21,7 +21,7 @@ from pipeline.data.feed.mixtures import AnyData, MixedSplit, course_through, spl
 from pipeline.data.order import EpochOrder
 from pipeline.data.shards.shard_set import AnySplit, Row, epoch_order
 from schemas.errors import IntegrityError
-from schemas.training import AugmentSpec, BatchSpec
+from schemas.samples import AugmentSpec, BatchSpec
 
 __all__ = ["Batch", "TrainLoader", "eval_batches", "probe_batch"]
 

@@ -14,7 +14,7 @@ from scipy.special import betaincinv  # type: ignore[import-untyped]  # SciPy sh
 from pipeline.data.feed.augment import uniforms
 from pipeline.data.feed.course import Places
 from pipeline.data.order import Int64s
-from schemas.training import AugmentSpec
+from schemas.samples import AugmentSpec
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pipeline.data.feed.course import Course, Mixture, Passes
 from pipeline.data.order import Int64s
 from pipeline.data.shards.shard_set import AnySplit
 from schemas.errors import DataError
-from schemas.training import BatchSpec, MixturePhase
+from schemas.samples import BatchSpec, MixturePhase
 
 
 @dataclass(frozen=True)

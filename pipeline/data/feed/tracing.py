@@ -16,7 +16,7 @@ from pipeline.data.feed.course import Course
 from pipeline.data.feed.mixtures import AnyData, course_through, splits_of
 from pipeline.data.order import EpochOrder
 from pipeline.data.shards.shard_set import AnySplit, Split, epoch_order
-from schemas.training import BatchSpec
+from schemas.samples import BatchSpec
 
 
 @dataclass(frozen=True)

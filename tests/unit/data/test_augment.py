@@ -13,7 +13,7 @@ from pipeline.data.images.alter import OPERATIONS, alter
 from pipeline.data.images.codec import Pixels
 from pipeline.data.images.decode import decode
 from pipeline.data.images.render import resize
-from schemas.training import AugmentSpec, ColourJitterSpec, RandAugmentSpec
+from schemas.samples import AugmentSpec, ColourJitterSpec, RandAugmentSpec
 from tests.support.corpora import encode, picture
 from tests.support.loading import places
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.feed.course import Course, Mixture, Passes, Places, turns
-from schemas.training import BatchSpec, MixturePhase
+from schemas.samples import BatchSpec, MixturePhase
 
 WEIGHTS = st.lists(st.integers(0, 12), min_size=1, max_size=6).filter(any)
 

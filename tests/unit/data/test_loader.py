@@ -11,7 +11,7 @@ from pipeline.data.feed.loader import TrainLoader, eval_batches, probe_batch
 from pipeline.data.feed.mixtures import AnyData
 from pipeline.data.shards.shard_set import ShardSet
 from schemas.errors import DataError, IntegrityError
-from schemas.training import AugmentSpec, BatchSpec
+from schemas.samples import AugmentSpec, BatchSpec
 from tests.support.datasets import small_set
 from tests.support.loading import damage, samples
 

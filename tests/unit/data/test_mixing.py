@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.feed.mixing import Mix, draw_mix
-from schemas.training import AugmentSpec
+from schemas.samples import AugmentSpec
 
 PX = (20, 30)
 

@@ -11,7 +11,7 @@ from pipeline.data.feed.loader import Batch, TrainLoader, eval_batches
 from pipeline.data.feed.mixtures import AnyData, MixedSplit
 from pipeline.data.shards.shard_set import AnySplit, ShardSet
 from schemas.errors import DataError
-from schemas.training import AugmentSpec, BatchSpec, MixturePhase
+from schemas.samples import AugmentSpec, BatchSpec, MixturePhase
 from tests.support.corpora import write_folder
 from tests.support.datasets import build, ingest_spec, small_set
 from tests.support.loading import damage, samples

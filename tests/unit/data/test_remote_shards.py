@@ -10,7 +10,7 @@ from pipeline.data.shards.cache import FETCH_TRIES, ShardCache
 from pipeline.data.shards.shard_set import ShardSet, Split
 from schemas.errors import DataError, IntegrityError
 from schemas.manifest import MANIFEST_FILE, SHARD_TABLE_FILE, SHARDS_FOLDER
-from schemas.training import AugmentSpec, BatchSpec
+from schemas.samples import AugmentSpec, BatchSpec
 from tests.support.datasets import small_set
 from tests.support.remote import BASE, FolderFiles
 

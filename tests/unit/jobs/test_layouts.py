@@ -10,11 +10,13 @@ import torch
 
 from jobs import train
 from jobs.device_memory import machine_bytes, worker_bytes
-from jobs.train_worker import TrainPlan, laid_out, layout_of
+from jobs.train_plan import TrainPlan
+from jobs.train_worker import laid_out, layout_of
 from pipeline.cost import USABLE_RATIO, training_memory
 from schemas.model import ViTSpec
+from schemas.resources import ResourcesSpec
 from schemas.runs import InputArtifact
-from schemas.training import PretrainSpec, ResourcesSpec
+from schemas.training import PretrainSpec
 from tests.support.stages import run_stage
 
 CPU = torch.device("cpu")

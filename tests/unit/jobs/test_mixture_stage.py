@@ -104,7 +104,8 @@ def test_a_search_with_mixing_takes_even_batches(
     inputs: dict[str, InputArtifact], tmp_path: Path
 ) -> None:
     fields = {**SPEC.dump(), "data": "first", "mixture": None, "kind": "finetune", "init": None}
-    fields.pop("objective")
+    for name in ("objective", "continue"):
+        del fields[name]
     fields["batch"] = {"global_samples": 24}
     fields["resources"] = {"engine": "torch"}
     fields["search"] = {"peak_lr": [1e-3], "steps": [2], "holdout_ratio": 0.3}

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from infra.metric_segments import read_points
 from infra.pace_file import pace_path, read_pace
 from jobs import evaluate, train
-from jobs.train_worker import CHECKPOINTS, TrainPlan, run_alone
+from jobs.train_plan import TrainPlan
+from jobs.train_worker import CHECKPOINTS, run_alone
 from pipeline.model.saved import load_model
 from pipeline.model.vit import KEY_BIAS
 from schemas.errors import OutOfMemoryError, PausedError, SpecError
