@@ -62,9 +62,7 @@ def _check_statistics(plan: TrainPlan) -> None:
     """What is learned must not depend on how the work is spread, which is not in the key."""
     samples = plan.spec.batch.global_samples
     smallest = min(plan.micro_batch(world) for world in plan.spec.worlds())
-    if smallest == samples or isinstance(plan.model, ViTSpec | ResNetSpec):
-        return
-    layers = batch_statistics(unfilled(plan.model))
+    layers = [] if smallest == samples else _layers_of_batches(plan.model)
     if layers:
         raise SpecError(
             f"{len(layers)} layers of this model normalise by the statistics of one forward "
@@ -73,6 +71,11 @@ def _check_statistics(plan: TrainPlan) -> None:
             "resources.workers 1 and without resources.micro_batch, or take a model with another "
             "kind of norm, such as type resnet"
         )
+
+
+def _layers_of_batches(model: BackboneSpec) -> list[str]:
+    """The layers for which the samples of one forward are more than a sum."""
+    return [] if isinstance(model, ViTSpec | ResNetSpec) else batch_statistics(unfilled(model))
 
 
 def _plan(request: StageRequest, tools: StageTools) -> TrainPlan:
@@ -191,7 +194,9 @@ def _trained(plan: TrainPlan, tools: StageTools) -> dict[str, float]:
 
 
 def _with_half_micro_batch(plan: TrainPlan) -> TrainPlan | None:
-    """None where the smallest piece was too large already."""
+    """None where the smallest piece was too large already, or pieces would change the result."""
+    if _layers_of_batches(plan.model):
+        return None
     most = max(plan.micro_batch(world) for world in plan.spec.worlds())
     smaller = replace(plan, largest_micro_batch=max(1, most // 2))
     fits = max(smaller.micro_batch(world) for world in plan.spec.worlds()) < most

@@ -16,7 +16,7 @@ from pipeline.data.images.codec import encode
 from pipeline.data.shards.shard_set import ShardSet
 from pipeline.evaluation.classify import classify
 from pipeline.model.saved import load_model
-from schemas.errors import PausedError, SpecError
+from schemas.errors import OutOfMemoryError, PausedError, SpecError
 from schemas.evaluation import EvaluateSpec
 from schemas.manifest import DATASET_FOLDER
 from schemas.runs import InputArtifact, StageRequest
@@ -210,6 +210,19 @@ def test_running_statistics_of_one_batch_are_not_learned_from_parts_of_it(
             continue
         with pytest.raises(SpecError, match=r"resources.workers 1 and without resources.micro_b"):
             run_stage(train.run, spec, folder, inputs=inputs, seed=3)
+
+
+def test_short_memory_does_not_split_the_batch_of_running_statistics(
+    corpus: InputArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign.timm()
+
+    def short(_plan: object) -> dict[str, float]:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(train, "run_alone", short)
+    with pytest.raises(OutOfMemoryError):
+        pretrain(tmp_path / "start", corpus, FOREIGN["batch_norm"])
 
 
 def test_parameters_of_a_librarys_model_are_counted_by_the_library(
