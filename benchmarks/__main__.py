@@ -23,6 +23,7 @@ MODULES = (
     "corruption",
     "ingest",
     "model_speed",
+    "zero_parity",
     "step",
     "engine_overhead",
     "data_wait",
