@@ -21,6 +21,7 @@ from pipeline.data.feed.batches import Batch
 from pipeline.data.feed.loader import TrainLoader
 from pipeline.data.shards.shard_set import ShardSet
 from pipeline.model import build
+from pipeline.model.building import compile_blocks
 from pipeline.training.engine import Engine, TorchEngine
 from schemas.model import ModelSpec, ViTSpec
 from schemas.samples import AugmentSpec, BatchSpec
@@ -141,8 +142,7 @@ def _engine(case: Case, folder: Path) -> Engine:
     vit = _model(case)
     model = build(vit, seed=case.seed)
     if case.on_gpu:
-        for block in model.blocks:
-            block.compile()
+        compile_blocks(model)
     spec = supervised_spec(vit, seed=case.seed, device="cuda" if case.on_gpu else "cpu")
     if case.zero_stage is None:
         return TorchEngine(model, spec)

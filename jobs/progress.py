@@ -1,7 +1,6 @@
 """What a person sees while a run goes on: a live table on a terminal, plain lines elsewhere."""
 
 import time
-from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,6 +15,7 @@ from rich.table import Table
 from infra.pace_file import pace_path, read_pace
 from jobs.console import is_terminal, stderr
 from jobs.stage_task import append_line
+from pipeline.training.meter import in_words
 from schemas.runs import TrainingPace
 
 _BAR_WIDTH = 24
@@ -112,12 +112,7 @@ class RunView:
 
 def bar(pace: TrainingPace) -> RenderableType:
     """A training stage in one line: how far it is, how fast it goes, how long it will take."""
-    said_loss = "loss not finite" if pace.loss is None else f"loss {pace.loss:.4f}"
-    words = [f"{pace.step:,}/{pace.total_steps:,}", said_loss]
-    if pace.images_per_second is not None:
-        words.append(f"{pace.images_per_second:,.0f} images/s")
-    if pace.eta_seconds is not None and pace.step < pace.total_steps:
-        words.append(f"{timedelta(seconds=round(pace.eta_seconds))} left")
+    words = [f"{pace.step:,}/{pace.total_steps:,}", *in_words(pace)]
     line = Table.grid(padding=(0, 1))
     line.add_row(
         ProgressBar(total=pace.total_steps, completed=pace.step, width=_BAR_WIDTH),

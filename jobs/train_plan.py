@@ -8,7 +8,7 @@ import torch
 from pipeline.data.feed.mixtures import AnyData, MixedSplit
 from pipeline.data.shards.shard_set import AnySplit, ShardSet
 from pipeline.model.backbone import Backbone
-from pipeline.model.building import build
+from pipeline.model.building import build, compile_blocks
 from pipeline.model.mae import build_mae
 from pipeline.model.masked import build_masked
 from pipeline.model.saved import load_model, load_weights
@@ -106,9 +106,7 @@ def fast_model(plan: TrainPlan) -> Backbone | Encoder:
     """What the engine trains, compiled where the spec wants it; its names are as before."""
     model = trained_model(plan)
     if plan.spec.resources.compile:
-        for part in model.blocks if isinstance(model, Encoder) else [model]:
-            # One graph for each shape: batches, the probe; a general one would be slower.
-            part.compile(dynamic=False)
+        compile_blocks(model)
     return model
 
 

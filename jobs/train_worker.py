@@ -1,5 +1,6 @@
 """What every training process runs: build the engine, run the one loop, write the model."""
 
+import gc
 import importlib.metadata
 import sys
 from collections.abc import Callable, Iterator
@@ -185,6 +186,10 @@ def run_plan(
                 )
             except RollBackError as error:
                 back = error.progress
+                # Two engines at once may be more than the device holds; DeepSpeed's parts hold
+                # each other, so that they are not gone before they are looked for.
+                del engine
+                gc.collect()
                 continue
         if engine.rank == 0 and isinstance(plan.spec, PretrainSpec):
             keeper.keep(progress.step, plan.attempt / STATE_FOLDER)

@@ -98,4 +98,5 @@ class CheckpointSpec(Spec):
     keep_last: Execution[int] = Field(default=2, ge=1)
     """How many of the newest are kept while the stage runs."""
     keep_every_steps: Execution[int | None] = Field(default=None, ge=1)
-    """Those at whole multiples of this step are kept too."""
+    """Those at whole multiples of this step are kept too; a pre-training keeps them, as its last
+    one, in its artifact."""

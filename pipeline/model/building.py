@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pipeline.model.backbone import Backbone, buffers
 from pipeline.model.resnet import ResNet, build_resnet
-from pipeline.model.vit import ViT
+from pipeline.model.vit import Encoder, ViT
 from pipeline.model.vit import build as build_vit
 from schemas.backbones import BackboneSpec, ResNetSpec
 from schemas.model import ViTSpec
@@ -32,6 +32,15 @@ def build(spec: BackboneSpec, *, seed: int) -> Backbone:
     from pipeline.model.backbones import build_foreign
 
     return build_foreign(spec, seed=seed)
+
+
+def compile_blocks(model: Backbone | Encoder) -> None:
+    """Have torch compile the blocks of a ViT, or another model whole; all names stay as they are.
+
+    One graph is made for each shape of input: a general one would be slower.
+    """
+    for part in model.blocks if isinstance(model, Encoder) else [model]:
+        part.compile(dynamic=False)
 
 
 def unfilled(spec: BackboneSpec) -> Backbone:

@@ -81,23 +81,27 @@ class CheckpointKeeper:
         Raises:
             IntegrityError: If it belongs to another run, or the probe's loss is not as stored.
         """
-        step = engine.highest(self._newest_step() if engine.rank == 0 else 0)
+        step = self._newest_step(engine, self._root, self._identity.key)
         if step == 0:
             return RunProgress(step=0) if self._start is None else self._go_on(engine, self._start)
-        state = self._load(engine, self.folder(step))
+        folder = self.folder(step)
+        state = _state_of(folder)
+        self._check_identity(folder, state)
+        self._load(engine, folder, state)
         if engine.rank == 0:
             self._say(f"goes on from step {step}, written by {state.engine} x{state.world_size}")
         return state.progress()
 
     def _go_on(self, engine: Engine, start: Path) -> RunProgress:
         """Take over what another stage ended with: its tensors and its step."""
-        found = checkpoint.newest_complete(start, None, self._say)
-        if found is None:
+        step = self._newest_step(engine, start, None)
+        if step == 0:
             raise IntegrityError(
                 f"{start} holds no whole checkpoint to continue from",
                 hint="vitrail run SPEC --force STAGE, with the stage that is continued",
             )
-        folder, state = found
+        folder = start / checkpoint.step_folder(step)
+        state = _state_of(folder)
         for name in ("data_digest", "global_samples", "model"):
             if getattr(state, name) != getattr(self._identity, name):
                 raise SpecError(
@@ -105,11 +109,10 @@ class CheckpointKeeper:
                     "another than that of the stage it continues",
                     hint="make them equal, or start from its weights alone: kind finetune, init",
                 )
-        engine.load(folder, state.updates)
-        self._check_probe(folder, state.probe_loss, engine.loss(self._probe))
+        self._load(engine, folder, state)
         if engine.rank == 0:
-            self._say(f"goes on from step {state.step} of the stage that it continues")
-        return RunProgress(step=state.step, train_loss=state.train_loss)
+            self._say(f"goes on from step {step} of the stage that it continues")
+        return RunProgress(step=step, train_loss=state.train_loss)
 
     def roll_back(self, engine: Engine, back: RunProgress) -> RunProgress:
         """Load the tensors of step `back.rolled_back_to`; all ranks call it.
@@ -120,23 +123,23 @@ class CheckpointKeeper:
         Raises:
             IntegrityError: As `resume`, or if the checkpoint is not whole.
         """
+        # It may be the very one that is still being written.
+        self._writer_of(engine).wait()
+        engine.highest(0)
         target = back.rolled_back_to
         if engine.rank == 0:
             self._say(f"back to the weights of step {target}, on with the batch of {back.step + 1}")
         if target:
             folder = self.folder(target)
-            fault = checkpoint.damage(folder)
-            if fault is not None:
-                raise IntegrityError(f"{folder} cannot be gone back to: {fault}")
-            self._load(engine, folder)
+            fault = checkpoint.damage(folder) if engine.rank == 0 else None
+            if engine.agree(fault is not None):
+                raise IntegrityError(f"{folder} cannot be gone back to: {fault or 'it is damaged'}")
+            self._load(engine, folder, _state_of(folder))
         return back
 
-    def _load(self, engine: Engine, folder: Path) -> CheckpointState:
-        state = CheckpointState.model_validate_json((folder / CHECKPOINT_STATE).read_text())
-        self._check_identity(folder, state)
+    def _load(self, engine: Engine, folder: Path, state: CheckpointState) -> None:
         engine.load(folder, state.updates)
         self._check_probe(folder, state.probe_loss, engine.loss(self._probe))
-        return state
 
     def keep(self, step: int, target: Path) -> None:
         """Put the checkpoint of the last step, and those that are kept for good, below `target`."""
@@ -178,9 +181,10 @@ class CheckpointKeeper:
             self._writer = ShareWriter(self._root, rank=engine.rank, world_size=engine.world_size)
         return self._writer
 
-    def _newest_step(self) -> int:
-        found = checkpoint.newest_complete(self._root, self._identity.key, self._say)
-        return 0 if found is None else found[1].step
+    def _newest_step(self, engine: Engine, root: Path, key: str | None) -> int:
+        """Of the newest complete checkpoint, 0 if there is none: rank 0 reads, and tells all."""
+        found = checkpoint.newest_complete(root, key, self._say) if engine.rank == 0 else None
+        return engine.highest(0 if found is None else found[1].step)
 
     def _check_identity(self, folder: Path, state: CheckpointState) -> None:
         for name in ("key", "data_digest", "global_samples", "model"):
@@ -197,3 +201,7 @@ class CheckpointKeeper:
                 f"{stored:.6g}; the weights are not what was saved",
                 hint=f"remove {folder}; training then goes on from the checkpoint before it",
             )
+
+
+def _state_of(folder: Path) -> CheckpointState:
+    return CheckpointState.model_validate_json((folder / CHECKPOINT_STATE).read_text())

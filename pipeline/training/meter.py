@@ -5,6 +5,9 @@ The metrics are named in the README, under "Figures while it runs".
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
+
+from schemas.runs import TrainingPace
 
 RATE_WINDOW_SECONDS = 0.5
 """Shorter windows say nothing of throughput."""
@@ -29,6 +32,16 @@ class Pace:
     images_per_second: float
     eta_seconds: float
     """Until its last step, at this rate."""
+
+
+def in_words(pace: TrainingPace) -> list[str]:
+    """Loss, speed and time left, as far as they are known."""
+    words = ["loss not finite" if pace.loss is None else f"loss {pace.loss:.4f}"]
+    if pace.images_per_second is not None:
+        words.append(f"{pace.images_per_second:,.0f} images/s")
+    if pace.eta_seconds is not None and pace.step < pace.total_steps:
+        words.append(f"{timedelta(seconds=round(pace.eta_seconds))} left")
+    return words
 
 
 class Meter:

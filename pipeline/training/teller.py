@@ -4,13 +4,12 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Protocol
 
 from pipeline.ports import MetricLog, PaceLog, StopSignal
 from pipeline.training.engine import Engine
 from pipeline.training.guard import BAD_STEPS
-from pipeline.training.meter import Gauge, Meter
+from pipeline.training.meter import Gauge, Meter, in_words
 from pipeline.training.objectives.common import LabelledBatch
 from schemas.checkpoint import RunProgress
 from schemas.runs import TrainingPace
@@ -84,7 +83,7 @@ class Teller:
         if self._watch.pace:
             self._watch.pace.show(pace)
         if step == self._total_steps or step % max(1, self._total_steps // LINES) == 0:
-            self._watch.say(_line(pace))
+            self._watch.say(", ".join([f"step {step} of {self._total_steps}", *in_words(pace)]))
 
     def bad_step(self, progress: RunProgress, *, loss: float, norm: float) -> None:
         """A step has updated nothing."""
@@ -133,13 +132,3 @@ class Teller:
     def _log(self, points: dict[str, float], step: int) -> None:
         if self._watch.metrics and not self._engine.rank:
             self._watch.metrics.log(points, step=step)
-
-
-def _line(pace: TrainingPace) -> str:
-    said_loss = "loss not finite" if pace.loss is None else f"loss {pace.loss:.4f}"
-    words = [f"step {pace.step} of {pace.total_steps}", said_loss]
-    if pace.images_per_second is not None:
-        words.append(f"{pace.images_per_second:,.0f} images/s")
-    if pace.eta_seconds is not None and pace.step < pace.total_steps:
-        words.append(f"{timedelta(seconds=round(pace.eta_seconds))} left")
-    return ", ".join(words)

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from infra.metric_segments import read_points
 from infra.pace_file import pace_path, read_pace
-from jobs import evaluate, train
-from jobs.train_plan import TrainPlan
+from jobs import evaluate, train, train_worker
+from jobs.train_plan import TrainPlan, objective_of
 from jobs.train_worker import CHECKPOINTS, run_alone
 from pipeline.model.saved import load_model
 from pipeline.model.vit import KEY_BIAS
@@ -108,6 +108,31 @@ def test_an_interrupted_stage_makes_the_same_bytes(
     for name in ("model.json", "model.safetensors"):
         expected = (pretrained.path / "model" / name).read_bytes()
         assert (run.path / "model" / name).read_bytes() == expected
+
+
+def test_a_stage_that_is_taken_back_goes_on_with_a_new_engine(
+    corpus: InputArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoiled_from_step_3_to_5(*args: Any) -> Any:
+        objective = objective_of(*args)
+
+        def spoiled(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+            places = batch.places
+            step = int(places.epoch[0]) * 2 + int(places.position[0]) // 12
+            loss = objective(model, batch)
+            return loss * torch.nan if model.training and step in (3, 4, 5) else loss
+
+        return spoiled
+
+    monkeypatch.setattr(train_worker, "objective_of", spoiled_from_step_3_to_5)
+    spec = PRETRAIN.revise(optim=PRETRAIN.optim.revise(roll_back_steps=2))
+    run = run_stage(train.run, spec, tmp_path / "pretrain", inputs={"data": corpus}, seed=3)
+    assert run.output.metrics["train/steps_count"] == 8
+    log = (tmp_path / "pretrain" / "log.txt").read_text()
+    assert log.count("nothing is updated") == 3
+    assert "back to the weights of step 2, on with the batch of 7" in log
+    state = json.loads((run.path / "state" / "step-00000008" / "state.json").read_text())
+    assert (state["updates"], state["rolled_back_to"]) == (4, 2), "steps 1, 2, 7 and 8"
 
 
 @pytest.mark.filterwarnings("ignore")  # torch warns of itself while it compiles

@@ -1,11 +1,15 @@
 """Steps that are not finite: skipped, given up, or gone back from; with kills in between."""
 
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from pipeline.training import checkpoint
 from pipeline.training.engine import TorchEngine
 from pipeline.training.guard import BAD_STEPS, RollBackError, give_up_or_roll_back, needed_again
 from pipeline.training.loop import Watch, train
@@ -120,6 +124,27 @@ def test_a_kill_changes_nothing_in_a_run_that_is_taken_back(
     found, again, _ = follow(tmp_path / "stopped", bad, optim=BACK)
     assert found == expected
     assert all(torch.equal(again[name], weight) for name, weight in weights.items())
+
+
+def test_a_checkpoint_that_is_still_being_written_can_be_gone_back_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saves, begun = checkpoint.save_file, threading.Event()
+
+    def slow(*args: Any) -> None:
+        begun.set()
+        time.sleep(0.3)
+        saves(*args)
+
+    monkeypatch.setattr(checkpoint, "save_file", slow)
+    keep = keeper(tmp_path)
+    written = TorchEngine(model(), engine_spec())
+    keep.save(written, RunProgress(step=4, train_loss=1.0), waits=False)
+    assert begun.wait(10)
+    engine = TorchEngine(model(), engine_spec())
+    back = RunProgress(step=7, train_loss=1.0, rolled_back_to=4)
+    assert keep.roll_back(engine, back) == back
+    assert all(torch.equal(dict(written.weights())[name], it) for name, it in engine.weights())
 
 
 def test_the_decision_is_a_function_of_the_progress() -> None:
