@@ -2,6 +2,10 @@
 
 The controller of Ray Train notes the placement group of its workers in the stage's progress, so
 that whoever starts the next gang of the stage can free it. One of Ray's doors.
+
+Ray Train's own cleaner is left out. It asks the State API whether the controller lives, which finds
+the Ray that was started last on the machine; where that is another one, with a dashboard, it hears
+of no such controller, and ends a healthy gang.
 """
 
 import os
@@ -9,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import (
+    PlacementGroupCleanerCallback,
+)
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
@@ -29,6 +37,14 @@ class NotePlaces(WorkerGroupCallback):  # type: ignore[misc]  # Ray has no types
         group = worker_group.get_worker_group_state().placement_group_handle.placement_group
         self._storage.mkdir(parents=True, exist_ok=True)
         (self._storage / _NOTES.replace("*", group.id.hex())).touch()
+
+
+class Trainer(TorchTrainer):  # type: ignore[misc]  # Ray has no types
+    """Ray Train without its own cleaner of places."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        made = super()._create_default_callbacks()
+        return [each for each in made if not isinstance(each, PlacementGroupCleanerCallback)]
 
 
 def free_places(storage: Path) -> None:

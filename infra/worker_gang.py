@@ -212,13 +212,13 @@ def _fit(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray's parts warn of each other
         from ray.train import ControllerError, WorkerGroupError
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.torch import TorchConfig
         from ray.train.v2.api.exceptions import PreemptionError
 
-        from infra.ray_leftovers import free_places
+        from infra.ray_leftovers import Trainer, free_places
 
         free_places(gang.storage)
-        trainer = TorchTrainer(
+        trainer = Trainer(
             _InWorker(function),
             train_loop_config=config,
             torch_config=TorchConfig(backend="nccl" if gang.gpus_per_worker else "gloo"),

@@ -18,7 +18,13 @@ def add_up(config: dict[str, Any]) -> dict[str, Any]:
     rank = torch.distributed.get_rank()
     total = torch.tensor([rank + 1.0])
     torch.distributed.all_reduce(total)
-    return {"total": total.item(), "rank": rank, "said": os.environ.get("VITRAIL_TEST", "")}
+    neighbours = psutil.Process(os.getppid()).children()
+    return {
+        "total": total.item(),
+        "rank": rank,
+        "said": os.environ.get("VITRAIL_TEST", ""),
+        "node": [" ".join(process.cmdline()) for process in neighbours],
+    }
 
 
 def refuse(config: dict[str, Any]) -> dict[str, Any]:
