@@ -7,6 +7,30 @@ from pydantic import Field
 from schemas.spec import Semantic, Spec
 
 
+FIGURES_FOLDER = "figures"
+"""Folder of an artifact with PNG files for people."""
+FIGURE_NOTES_FILE = "figures.json"
+"""In that folder: `FigureNotes`."""
+
+
+class FigureNote(Spec):
+    """What a figure of an artifact shows."""
+
+    file: Semantic[str]
+    """Name in the folder of figures."""
+    title: Semantic[str]
+    """A few words, without the name of the stage."""
+    caption: Semantic[str] = ""
+    """Sentences that say how to read it: what the axes are, how many images, which interval."""
+
+
+class FigureNotes(Spec):
+    """The figures of an artifact, in the order in which a page shows them."""
+
+    schema_version: Semantic[Literal[1]] = 1
+    figures: Semantic[tuple[FigureNote, ...]]
+
+
 class AccuracyRow(Spec):
     """One measured method of one stage, with its 95 % Wilson score interval."""
 

@@ -15,6 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from schemas.report import FIGURE_NOTES_FILE, FIGURES_FOLDER, FigureNote, FigureNotes
+from schemas.spec import canonical_json
+
 _DPI = 144
 _MAX_CELL_TEXTS = 20
 _MAX_CLASS_NAMES = 60
@@ -39,6 +42,13 @@ class Bar(NamedTuple):
     high: float
     group: str
     """Bars of one group share a colour."""
+
+
+def write_notes(folder: Path, *figures: FigureNote) -> None:
+    """Say beside the figures of an artifact what each shows; pages list them in this order."""
+    path = folder / FIGURES_FOLDER / FIGURE_NOTES_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(canonical_json(FigureNotes(figures=figures).dump()) + "\n")
 
 
 def draw_confusion(

@@ -15,14 +15,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.evaluation import figures, study, tables
 from schemas.artifacts import LOGS_FOLDER
-from schemas.report import AccuracyRow, ReportDocument
+from schemas.report import FIGURES_FOLDER, AccuracyRow, ReportDocument
 from schemas.runs import InputArtifact
 from schemas.spec import canonical_json
 from schemas.stage import SHARD_SETS
 
 REPORT_PAGE = "report.html"
 REPORT_DOCUMENT = "report.json"
-FIGURES_FOLDER = "figures"
 _TEMPLATE = "report.html.j2"
 _MOST_BARS = 40
 
