@@ -10,9 +10,9 @@ from pipeline.data.staging import BuildTools, write_bytes
 from pipeline.evaluation.corpus_figures import draw_corpus
 from schemas.artifacts import LOGS_FOLDER
 from schemas.quality import QUALITY_FILE, QualityReport
+from schemas.report import FIGURES_FOLDER
 from schemas.spec import canonical_json
 
-FIGURES_FOLDER = "figures"
 _SHEET_COLUMNS = 8
 _SHEET_IMAGES = 64
 

@@ -6,7 +6,6 @@ from pydantic import Field
 
 from schemas.spec import Semantic, Spec
 
-
 FIGURES_FOLDER = "figures"
 """Folder of an artifact with PNG files for people."""
 FIGURE_NOTES_FILE = "figures.json"
