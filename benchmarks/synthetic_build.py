@@ -90,6 +90,8 @@ class _Tasks:
         *,
         label: str,  # noqa: ARG002
         memory_bytes: int = 0,  # noqa: ARG002
+        gpus: float = 0,  # noqa: ARG002
+        at_once: int | None = None,  # noqa: ARG002
     ) -> Iterator[tuple[X, Y]]:
         instead: dict[Any, Callable[[Any], Any]] = {
             list_part: self._list,

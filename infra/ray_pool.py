@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from infra.ray_cluster import import_ray
-from schemas.errors import InfrastructureError, UnreachableError
+from schemas.errors import DataError, InfrastructureError, UnreachableError
 
 X = TypeVar("X")
 Y = TypeVar("Y")
@@ -30,18 +30,26 @@ class RayPool:
         *,
         label: str,
         memory_bytes: int = 0,
+        gpus: float = 0,
+        at_once: int | None = None,
     ) -> Iterator[tuple[X, Y]]:
-        """Yield `(item, result)` as they end; twice as many tasks as cores are in flight."""
+        """Yield `(item, result)` as they end; no more than two for each core are in flight.
+
+        Raises:
+            DataError: If no node has the GPUs of a task.
+        """
         ray = import_ray()
+        _check_gpus(ray, gpus, label)
         remote = ray.remote(
             num_cpus=1,
+            num_gpus=gpus,
             memory=_reservation(ray, memory_bytes),
             max_retries=_TASK_RETRIES,
             retry_exceptions=[InfrastructureError, UnreachableError],
         )(function).options(name=label)
         running: dict[Any, X] = {}
         try:
-            yield from _drive(ray, remote, iter(items), running)
+            yield from _drive(ray, remote, iter(items), running, at_once)
         finally:
             for ref in running:  # the caller stopped early or a task failed: nothing runs on
                 ray.cancel(ref, force=True)
@@ -53,12 +61,24 @@ def _reservation(ray: Any, memory_bytes: int) -> int | None:
     return min(memory_bytes, int(max(nodes, default=0))) or None
 
 
+def _check_gpus(ray: Any, gpus: float, label: str) -> None:
+    """Ray would wait for ever for a node that there is not."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    most = max((resources.get("GPU", 0) for resources in nodes), default=0)
+    if gpus > most:
+        raise DataError(
+            f"each task of {label} is to have {gpus:g} GPU, and no node has more than {most:g}",
+            hint="set gpus_per_worker to 0, or use a cluster with GPUs",
+        )
+
+
 def _drive(
-    ray: Any, remote: Any, source: Iterator[X], running: dict[Any, X]
+    ray: Any, remote: Any, source: Iterator[X], running: dict[Any, X], at_once: int | None
 ) -> Iterator[tuple[X, Any]]:
     exhausted = False
     while running or not exhausted:
         limit = _TASKS_PER_CORE * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        limit = limit if at_once is None else min(limit, at_once)
         while not exhausted and len(running) < limit:
             try:
                 item = next(source)

@@ -17,6 +17,8 @@ class SerialPool:
         *,
         label: str,  # noqa: ARG002  # the port's; there are no other processes to name
         memory_bytes: int = 0,  # noqa: ARG002  # likewise; nothing runs beside a task
+        gpus: float = 0,  # noqa: ARG002  # likewise
+        at_once: int | None = None,  # noqa: ARG002  # likewise
     ) -> Iterator[tuple[X, Y]]:
         """Yield each item with its result."""
         return ((item, function(item)) for item in items)

@@ -22,12 +22,16 @@ class TaskPool(Protocol):
         *,
         label: str,
         memory_bytes: int = 0,
+        gpus: float = 0,
+        at_once: int | None = None,
     ) -> Iterator[tuple[X, Y]]:
         """Yield `(item, function(item))` as they end; a bounded number is in flight.
 
         `label` names the work in progress lines; `memory_bytes` is what one task may take, where it
-        is much. A task that is lost with its process or node, or that raises an error of the
-        infrastructure, is tried again; any other exception of `function` ends the map.
+        is much; `gpus` is how many each task has, or what part of one; at most `at_once` tasks are
+        in flight, where it is given. A task that is lost with its process or node, or that raises
+        an error of the infrastructure, is tried again; any other exception of `function` ends the
+        map.
         """
         ...
 

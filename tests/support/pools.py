@@ -26,6 +26,8 @@ class ChaosPool:
         *,
         label: str,
         memory_bytes: int = 0,
+        gpus: float = 0,
+        at_once: int | None = None,
     ) -> Iterator[tuple[X, Y]]:
         shuffled = list(items)
         self._random.shuffle(shuffled)
@@ -58,6 +60,8 @@ class DyingPool(SerialPool):
         *,
         label: str,
         memory_bytes: int = 0,
+        gpus: float = 0,
+        at_once: int | None = None,
     ) -> Iterator[tuple[X, Y]]:
         for pair in super().map(function, items, label=label):
             if self._left == 0:

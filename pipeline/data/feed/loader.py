@@ -184,11 +184,13 @@ def eval_batches(
     threads: int,
     rank: int = 0,
     world_size: int = 1,
+    numbers: range | None = None,
 ) -> Iterator[Batch]:
     """Every live row once, in storage order, resized and cut from the centre; the last is shorter.
 
-    A sample's position is its place in that order. The ranks of a world take batches in turn: each
-    row is read by one of them.
+    Batch k is the rows from k x `batch_samples` on. A sample's position is its place in that order.
+    `numbers` are the batches that are wanted; None: all. The ranks of a world take them in turn.
+    However a split is shared out, a batch is the same.
 
     Raises:
         IntegrityError: If a row is not what was written: an evaluation replaces nothing.
@@ -202,8 +204,9 @@ def eval_batches(
         return BatchPlan(Places(zeros, zeros, live), image_px, samples)
 
     with BatchFiller(threads, Tally(time.perf_counter)) as filler:
-        starts = range(rank * batch_samples, split.num_rows, world_size * batch_samples)
-        yield from filler.run(map(plan, starts))
+        wanted = range(-(-split.num_rows // batch_samples)) if numbers is None else numbers
+        own = wanted[rank::world_size]
+        yield from filler.run(plan(number * batch_samples) for number in own)
 
 
 def probe_batch(split: AnySplit, n: int, image_px: tuple[int, int]) -> Batch:
