@@ -48,7 +48,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.data.feed.loader import Batch, eval_batches
+from pipeline.data.feed.loader import Batch, numbered_batches
 from pipeline.data.shards.shard_set import AnySplit, ShardSet
 from pipeline.data.staging import BuildTools, Progress, committing, read_table
 from pipeline.model.backbone import Backbone, normalise
@@ -185,12 +185,12 @@ def do_piece(piece: Piece) -> int:
     task = piece.of
     work = _load(task.work, "cuda" if task.gpus else "cpu")
     schema = pa.schema([*KEYS, *work.columns])
-    batches = eval_batches(
+    batches = numbered_batches(
         task.open(),
+        piece.numbers,
         image_px=work.image_px,
         batch_samples=task.batch_samples,
         threads=task.threads,
-        numbers=piece.numbers,
     )
     images = 0
     with (

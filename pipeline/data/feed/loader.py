@@ -23,7 +23,7 @@ from pipeline.data.shards.shard_set import AnySplit, Row, epoch_order
 from schemas.errors import IntegrityError
 from schemas.samples import AugmentSpec, BatchSpec
 
-__all__ = ["Batch", "TrainLoader", "eval_batches", "probe_batch"]
+__all__ = ["Batch", "TrainLoader", "eval_batches", "numbered_batches", "probe_batch"]
 
 SAMPLES_TOGETHER = 1024
 """Samples of a rank that are located and drawn together: small arrays cost as much as large."""
@@ -184,19 +184,39 @@ def eval_batches(
     threads: int,
     rank: int = 0,
     world_size: int = 1,
-    numbers: range | None = None,
 ) -> Iterator[Batch]:
     """Every live row once, in storage order, resized and cut from the centre; the last is shorter.
 
-    Batch k is the rows from k x `batch_samples` on. A sample's position is its place in that order.
-    `numbers` are the batches that are wanted; None: all. The ranks of a world take them in turn.
-    However a split is shared out, a batch is the same.
+    A sample's position is its place in that order. The ranks of a world take batches in turn: each
+    row is read by one of them.
 
     Raises:
         IntegrityError: If a row is not what was written: an evaluation replaces nothing.
     """
+    numbers = range(rank, -(-split.num_rows // batch_samples), world_size)
+    return numbered_batches(
+        split, numbers, image_px=image_px, batch_samples=batch_samples, threads=threads
+    )
 
-    def plan(start: int) -> BatchPlan:
+
+def numbered_batches(
+    split: AnySplit,
+    numbers: range,
+    *,
+    image_px: tuple[int, int],
+    batch_samples: int,
+    threads: int,
+) -> Iterator[Batch]:
+    """Some of the batches that `eval_batches` gives: k is the rows from k x `batch_samples` on.
+
+    However a split is shared out, a batch is the same.
+
+    Raises:
+        IntegrityError: As `eval_batches`.
+    """
+
+    def plan(number: int) -> BatchPlan:
+        start = number * batch_samples
         live = np.arange(start, min(start + batch_samples, split.num_rows))
         shards, rows = split.locate(live)
         samples = _EvalSamples(split, image_px, shards.tolist(), rows.tolist())
@@ -204,9 +224,7 @@ def eval_batches(
         return BatchPlan(Places(zeros, zeros, live), image_px, samples)
 
     with BatchFiller(threads, Tally(time.perf_counter)) as filler:
-        wanted = range(-(-split.num_rows // batch_samples)) if numbers is None else numbers
-        own = wanted[rank::world_size]
-        yield from filler.run(plan(number * batch_samples) for number in own)
+        yield from filler.run(map(plan, numbers))
 
 
 def probe_batch(split: AnySplit, n: int, image_px: tuple[int, int]) -> Batch:
