@@ -1,7 +1,7 @@
 """What a checkpoint and a saved model say of themselves."""
 
 import math
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -60,6 +60,28 @@ class Standing(Spec):
     """Validations since the best one."""
 
 
+class LossScale(Spec):
+    """What the loss is multiplied by before fp16 makes gradients of it, as in torch's GradScaler.
+
+    Halved when gradients were too large for fp16, doubled after 2,000 steps without that.
+    """
+
+    factor: Semantic[float] = Field(default=65536.0, ge=1)
+    """A power of two."""
+    good_steps: Semantic[int] = Field(default=0, ge=0)
+    """Since it was changed last."""
+
+    GROWS_AFTER: ClassVar[int] = 2000
+
+    def after_step(self, *, fits: bool) -> "LossScale":
+        """The scale one step later; `fits`: the gradients were finite."""
+        if not fits:
+            return LossScale(factor=max(1.0, self.factor / 2))
+        if self.good_steps + 1 == self.GROWS_AFTER:
+            return LossScale(factor=2 * self.factor)
+        return self.revise(good_steps=self.good_steps + 1)
+
+
 class RunProgress(Spec):
     """Where a run stands, apart from the tensors."""
 
@@ -72,11 +94,26 @@ class RunProgress(Spec):
     rolled_back_to: Semantic[int | None] = None
     """Step whose tensors the run took up again when it was rolled back last."""
     standing: Semantic[Standing] = Standing()
+    loss_scale: Semantic[LossScale | None] = None
+    """Of the next step; null where the loss is not scaled."""
+
+    @property
+    def scale(self) -> float:
+        """What the loss of the next step is multiplied by."""
+        return 1.0 if self.loss_scale is None else self.loss_scale.factor
 
     def after_step(self, loss: float, norm: float) -> "RunProgress":
-        """The progress one step later."""
-        if math.isfinite(loss) and math.isfinite(norm):
-            return self.revise(step=self.step + 1, train_loss=loss, bad_steps=0)
+        """The progress one step later.
+
+        Gradients that a smaller scale may make finite are no sign that the run is bad.
+        """
+        if not math.isfinite(loss):
+            return self.revise(step=self.step + 1, bad_steps=self.bad_steps + 1)
+        fits = math.isfinite(norm)
+        scale = self.loss_scale and self.loss_scale.after_step(fits=fits)
+        good = fits or (scale is not None and scale.factor < self.scale)
+        if good:
+            return self.revise(step=self.step + 1, train_loss=loss, bad_steps=0, loss_scale=scale)
         return self.revise(step=self.step + 1, bad_steps=self.bad_steps + 1)
 
 

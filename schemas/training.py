@@ -41,8 +41,9 @@ class TrainingSpec(StageSpec):
     optim: Semantic[OptimSpec]
     batch: Semantic[BatchSpec]
     duration: Semantic[DurationSpec]
-    precision: Semantic[Literal["fp32", "bf16"]] = "fp32"
-    """Arithmetic of forward and backward; the master weights are fp32."""
+    precision: Semantic[Literal["fp32", "bf16", "fp16"]] = "fp32"
+    """Arithmetic of forward and backward; the master weights are fp32. With fp16, for GPUs without
+    bf16, the loss is scaled so that small gradients do not vanish."""
     validation: Semantic[ValidationSpec | None] = None
     """Measure the model while it trains; null: not at all."""
     validation_data: Input[str | None] = None

@@ -29,6 +29,7 @@ from pipeline.training.optimizer import (
     update_averages,
     write_learning_rate,
 )
+from pipeline.training.precision import autocast
 from schemas.errors import IntegrityError
 from schemas.optim import OptimSpec
 
@@ -44,13 +45,19 @@ class Engine(Protocol):
     world_size: int
     updates: int
     """Optimizer updates done; a step whose gradients are not finite makes none."""
+    scales_loss: bool
+    """Whether its arithmetic has so few small numbers that the loss must be scaled."""
 
-    def forward_backward(self, micro_batches: Sequence[LabelledBatch], *, step: int) -> float:
+    def forward_backward(
+        self, micro_batches: Sequence[LabelledBatch], *, step: int, scale: float = 1.0
+    ) -> float:
         """Gradients of one optimizer step from this rank's share; all ranks call it.
 
         Args:
             micro_batches: Equally large parts of this rank's share of the global batch.
             step: Optimizer steps done before; dropout is drawn by it.
+            scale: The loss is multiplied by it before gradients are made, and `step` divides them
+                by it again; a power of two, so that nothing is rounded.
 
         Returns:
             Mean loss over the global batch, equal on all ranks.
@@ -120,10 +127,15 @@ class EngineSpec:
     optim: OptimSpec
     objective: Objective
     precision: str
-    """`fp32`, or `bf16`: autocast over fp32 master weights."""
+    """`fp32`, or `bf16` or `fp16`: autocast over fp32 master weights."""
     device: torch.device
     seed: int
     """Of the experiment."""
+
+    @property
+    def scales_loss(self) -> bool:
+        """See `Engine`."""
+        return self.precision == "fp16"
 
 
 class TorchEngine:
@@ -137,7 +149,9 @@ class TorchEngine:
         """Own `model` from here on, on `spec.device`."""
         self.model = model.to(spec.device)
         self.spec = spec
+        self.scales_loss = spec.scales_loss
         self.updates = 0
+        self._scale = 1.0
         self._start()
 
     def _start(self) -> None:
@@ -145,20 +159,23 @@ class TorchEngine:
         for parameter in self.model.parameters():
             materialise(self.optimizer.state[parameter], parameter, self.spec.optim)
 
-    def forward_backward(self, micro_batches: Sequence[LabelledBatch], *, step: int) -> float:
+    def forward_backward(
+        self, micro_batches: Sequence[LabelledBatch], *, step: int, scale: float = 1.0
+    ) -> float:
         """See `Engine`."""
         self.model.train()
+        self._scale = scale
         total = torch.zeros((), device=self.spec.device)
         for index, batch in enumerate(micro_batches):
             seed_dropout(self.spec.seed, step=step, micro_step=index, rank=self.rank)
             loss = self._loss(batch) / len(micro_batches)
-            with_honest_gradients(loss).backward()  # type: ignore[no-untyped-call]  # torch's gap
+            (with_honest_gradients(loss) * scale).backward()  # type: ignore[no-untyped-call]  # torch's gap
             total += loss.detach()
         return float(total)
 
     def step(self, learning_rate: float) -> float:
         """See `Engine`."""
-        norm = clip_gradients(self.model, self.spec.optim.clip_norm)
+        norm = clip_gradients(self.model, self.spec.optim.clip_norm, scale=self._scale)
         if math.isfinite(norm):
             write_learning_rate(self.optimizer, learning_rate)
             self.optimizer.step()
@@ -175,7 +192,7 @@ class TorchEngine:
             return float(self._loss(batch))
 
     def _loss(self, batch: LabelledBatch) -> Tensor:
-        with autocast(self.spec):
+        with autocast(self.spec.precision, self.spec.device):
             return self.spec.objective(self.model, batch)
 
     def state(self) -> Iterator[tuple[str, ParameterState]]:
@@ -227,9 +244,15 @@ class TorchEngine:
         return list(numbers)
 
 
-def clip_gradients(model: torch.nn.Module, clip_norm: float | None) -> float:
-    """Scale all gradients so that their global norm is at most `clip_norm`; the norm before."""
+def clip_gradients(model: torch.nn.Module, clip_norm: float | None, *, scale: float = 1.0) -> float:
+    """Scale all gradients so that their global norm is at most `clip_norm`; the norm before.
+
+    First they are divided by `scale`, that of the loss which they come from.
+    """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    if scale != 1.0:
+        for gradient in gradients:
+            gradient.div_(scale)
     norm = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]).norm()
     if clip_norm is not None:
         scale = torch.clamp(clip_norm / (norm + CLIP_EPS), max=1.0)
@@ -254,11 +277,6 @@ def seed_dropout(seed: int, *, step: int, micro_step: int, rank: int) -> None:
     text = f"dropout/{seed}/{step}/{micro_step}/{rank}"
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     torch.manual_seed(int.from_bytes(digest, "little"))
-
-
-def autocast(spec: EngineSpec) -> torch.autocast:
-    """bf16 arithmetic over fp32 weights where the spec says so; else nothing."""
-    return torch.autocast(spec.device.type, dtype=torch.bfloat16, enabled=spec.precision == "bf16")
 
 
 def load_weights(model: torch.nn.Module, folder: Path) -> dict[str, tuple[Tensor, ...]]:

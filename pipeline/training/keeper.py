@@ -112,7 +112,7 @@ class CheckpointKeeper:
         self._load(engine, folder, state)
         if engine.rank == 0:
             self._say(f"goes on from step {step} of the stage that it continues")
-        return RunProgress(step=step, train_loss=state.train_loss)
+        return RunProgress(step=step, train_loss=state.train_loss, loss_scale=state.loss_scale)
 
     def roll_back(self, engine: Engine, back: RunProgress) -> RunProgress:
         """Load the tensors of step `back.rolled_back_to`; all ranks call it.

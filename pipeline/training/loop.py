@@ -6,7 +6,7 @@ from pipeline.training.keeper import CheckpointKeeper
 from pipeline.training.schedule import learning_rate
 from pipeline.training.teller import Batches, Teller, Watch
 from pipeline.training.validation import Validator
-from schemas.checkpoint import RunProgress
+from schemas.checkpoint import LossScale, RunProgress
 from schemas.errors import PausedError, SpecError
 from schemas.optim import OptimSpec
 
@@ -62,13 +62,14 @@ def train(  # noqa: PLR0913 - all are named where it is called
     while not _is_over(progress, total_steps, validator):
         # ---- one optimizer step ---------------------------------------------------------------
         micro_batches = teller.timed(stream)
-        loss = engine.forward_backward(micro_batches, step=progress.step)
+        loss = engine.forward_backward(micro_batches, step=progress.step, scale=progress.scale)
         rate = learning_rate(progress.step, optim, total_steps)
         norm = engine.step(rate)  # updates nothing where it is not finite
-        progress = progress.after_step(loss, norm)
+        before, progress = progress, progress.after_step(loss, norm)
 
         # ---- what people see ------------------------------------------------------------------
-        teller.stepped(progress.step, micro_batches, loss=loss, rate=rate, norm=norm)
+        teller.stepped(progress, micro_batches, loss=loss, rate=rate, norm=norm)
+        teller.scaled(before, progress)
         if progress.bad_steps:
             teller.bad_step(progress, loss=loss, norm=norm)
             give_up_or_roll_back(progress, optim)
@@ -99,8 +100,11 @@ def _start(
 ) -> RunProgress:
     """Load what there is to go on from."""
     if keeper is None:
-        return RunProgress(step=0)
-    return keeper.resume(engine) if back is None else keeper.roll_back(engine, back)
+        found = RunProgress(step=0)
+    else:
+        found = keeper.resume(engine) if back is None else keeper.roll_back(engine, back)
+    scale = (found.loss_scale or LossScale()) if engine.scales_loss else None
+    return found.revise(loss_scale=scale)
 
 
 def _is_over(progress: RunProgress, total_steps: int, validator: Validator | None) -> bool:

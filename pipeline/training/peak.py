@@ -6,6 +6,8 @@ from functools import lru_cache
 
 import torch
 
+from pipeline.training.precision import HALF
+
 _SIDE = 768
 _MEASURED_SECONDS = 0.05
 """Once in a process; the fastest product counts, so that other work on the machine does not."""
@@ -18,12 +20,12 @@ def measured_peak(
     """FLOPs in a second of square matrix products on this CPU.
 
     Args:
-        precision: `fp32`, or anything else for bf16.
+        precision: `fp32`, `bf16` or `fp16`.
         threads: As many as torch uses; another number is another measurement.
         clock: Counts seconds.
     """
     assert threads == torch.get_num_threads(), "the peak is that of the run's own threads"  # noqa: S101
-    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    dtype = HALF.get(precision, torch.float32)
     square = torch.ones(_SIDE, _SIDE, dtype=dtype)
     out = square @ square
     began, fastest = clock(), float("inf")

@@ -19,9 +19,10 @@ from pipeline.data.feed.loader import TrainLoader, eval_batches
 from pipeline.data.order import keyed_hash
 from pipeline.data.shards.shard_set import AnySplit
 from pipeline.model.backbone import Backbone, normalise
-from pipeline.training.engine import EngineSpec, TorchEngine, autocast
+from pipeline.training.engine import EngineSpec, TorchEngine
 from pipeline.training.loop import Watch, train
 from pipeline.training.objectives.common import Objective
+from pipeline.training.precision import autocast
 from schemas.backbones import BackboneSpec
 from schemas.errors import DataError
 from schemas.optim import OptimSpec
@@ -176,7 +177,7 @@ def _measure(engine: TorchEngine, spec: BackboneSpec, split: AnySplit) -> tuple[
     ):
         pixels_BHWC = torch.from_numpy(batch.pixels_BHWC).to(device)
         label_B = torch.from_numpy(batch.label_B).to(device)
-        with torch.no_grad(), autocast(engine.spec):
+        with torch.no_grad(), autocast(engine.spec.precision, device):
             logits_BK = model(normalise(pixels_BHWC, spec)).float()
         right += int((logits_BK.argmax(dim=1) == label_B).sum())
         nll += F.cross_entropy(logits_BK, label_B, reduction="sum").item()

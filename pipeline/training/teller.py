@@ -64,7 +64,7 @@ class Teller:
 
     def stepped(
         self,
-        step: int,
+        progress: RunProgress,
         micro_batches: tuple[LabelledBatch, ...],
         *,
         loss: float,
@@ -72,9 +72,12 @@ class Teller:
         norm: float,
     ) -> None:
         """A step has been done."""
+        step = progress.step
         self._meter.stepped(sum(len(b.label_B) for b in micro_batches) * self._engine.world_size)
         is_edge = step in (1, self._total_steps)
         points = {"train/loss": loss, "train/learning_rate": rate, "train/grad_norm": norm}
+        if progress.loss_scale is not None:
+            points["train/loss_scale"] = progress.scale
         if is_edge or step % max(1, self._total_steps // CURVE_POINTS) == 0:
             self._log(points | self._figures(step, at_once=is_edge), step)
         if self._engine.rank:
@@ -84,6 +87,14 @@ class Teller:
             self._watch.pace.show(pace)
         if step == self._total_steps or step % max(1, self._total_steps // LINES) == 0:
             self._watch.say(", ".join([f"step {step} of {self._total_steps}", *in_words(pace)]))
+
+    def scaled(self, before: RunProgress, progress: RunProgress) -> None:
+        """What the loss is multiplied by was, and is."""
+        if self._engine.rank == 0 and progress.scale < before.scale:
+            self._watch.say(
+                f"step {progress.step}: the gradients are too large for fp16 and nothing is "
+                f"updated; loss scale {before.scale:g} -> {progress.scale:g}"
+            )
 
     def bad_step(self, progress: RunProgress, *, loss: float, norm: float) -> None:
         """A step has updated nothing."""

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from pipeline.data.feed.loader import eval_batches
 from pipeline.data.shards.shard_set import AnySplit
 from pipeline.model.backbone import buffers
-from pipeline.training.engine import Engine, EngineSpec, autocast
+from pipeline.training.engine import Engine, EngineSpec
 from pipeline.training.objectives.common import LabelledBatch, Objective, Setting
 from pipeline.training.objectives.supervised import Supervised
+from pipeline.training.precision import autocast
 from schemas.checkpoint import RunProgress, Standing
 from schemas.errors import DataError, StageFailedError
 from schemas.validation import ValidationSpec
@@ -111,7 +112,7 @@ class Validator:
             rank=engine.rank,
             world_size=engine.world_size,
         )
-        with torch.inference_mode(), autocast(self.engine):
+        with torch.inference_mode(), autocast(self.engine.precision, self.engine.device):
             for batch in batches:
                 sums += torch.stack(
                     [it.double().cpu() for it in self.measure.sums(self.model, batch)]

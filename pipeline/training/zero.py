@@ -41,6 +41,7 @@ from pipeline.training.optimizer import (
     update_averages,
     write_learning_rate,
 )
+from pipeline.training.precision import HALF
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,9 @@ def deepspeed_config(
         config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": pinned}
         # torch's own optimizer works on the host too; DeepSpeed's would have to be compiled.
         config["zero_force_ds_cpu_optimizer"] = False
-    if spec.precision == "bf16":
-        config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    if spec.precision in HALF:
+        name = str(HALF[spec.precision]).removeprefix("torch.")
+        config["torch_autocast"] = {"enabled": True, "dtype": name}
     return config
 
 
@@ -121,7 +123,9 @@ class DeepSpeedEngine:
         self.name = f"deepspeed-zero{zero.stage}"
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
+        self.scales_loss = spec.scales_loss
         self.updates = 0
+        self._scale = 1.0
 
     @cached_property
     def _engine(self) -> Any:
@@ -140,6 +144,11 @@ class DeepSpeedEngine:
                 world_size=self.world_size,
             ),
         )
+        # DeepSpeed's own scalers double their factor once for each parameter group, leave the norm
+        # and the clipping scaled, and are in no checkpoint of ours: the loop scales the loss.
+        engine.torch_autocast_z0_gradscaler = None
+        if self.zero.stage:
+            engine.optimizer.torch_autocast_gradscaler = None
         for tensor in self._flat_tensors(engine):
             materialise(self._torch_optimizer(engine).state[tensor], tensor, self.spec.optim)
         if self.zero.stage in (1, 2):
@@ -160,17 +169,22 @@ class DeepSpeedEngine:
         name = "fp32_partitioned_groups_flat" if self.zero.stage == 3 else None
         return list(getattr(engine.optimizer, name or "single_partition_of_fp32_groups"))
 
-    def forward_backward(self, micro_batches: Sequence[LabelledBatch], *, step: int) -> float:
+    def forward_backward(
+        self, micro_batches: Sequence[LabelledBatch], *, step: int, scale: float = 1.0
+    ) -> float:
         """See `Engine`."""
         engine = self._engine
         engine.train()
+        self._scale = scale
+        if self.zero.stage and self.scales_loss:
+            engine.optimizer.override_loss_scale(scale)  # and it divides the gradients again
         total = torch.zeros((), device=self.spec.device)
         for index, batch in enumerate(micro_batches):
             if index:
                 engine.step()  # off the boundary: only counts the micro-step
             seed_dropout(self.spec.seed, step=step, micro_step=index, rank=self.rank)
             loss = self.spec.objective(engine, batch)
-            engine.backward(with_honest_gradients(loss))
+            engine.backward(with_honest_gradients(loss) * (1.0 if self.zero.stage else scale))
             total += loss.detach()
         total /= len(micro_batches) * self.world_size
         dist.all_reduce(total)
@@ -179,7 +193,7 @@ class DeepSpeedEngine:
     def step(self, learning_rate: float) -> float:
         """See `Engine`."""
         engine = self._engine
-        norm = None if self.zero.stage else clip_gradients(self.model, self.spec.optim.clip_norm)
+        norm = None if self.zero.stage else self._clipped()
         if norm is not None and not math.isfinite(norm):
             # The step then finds nothing to do; the other stages see it for themselves.
             engine.zero_grad()
@@ -192,6 +206,10 @@ class DeepSpeedEngine:
             update_averages(optimizer, tensors, self.spec.optim, done=self.updates)
             self.updates += 1
         return norm
+
+    def _clipped(self) -> float:
+        """Clip what stage 0 leaves to us."""
+        return clip_gradients(self.model, self.spec.optim.clip_norm, scale=self._scale)
 
     def loss(self, batch: LabelledBatch) -> float:
         """See `Engine`."""

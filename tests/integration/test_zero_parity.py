@@ -1,6 +1,7 @@
 """ZeRO on two processes computes what plain torch computes on one; checkpoints cross worlds."""
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from pipeline.model.vit import KEY_BIAS
 from pipeline.training.checkpoint import read_parameters, step_folder
 from pipeline.training.engine import EngineSpec, TorchEngine
 from schemas.backbones import TimmModel
+from schemas.checkpoint import LossScale
 from tests.support import foreign
 from tests.support.training import (
     DEEP,
@@ -32,6 +34,8 @@ FEW = 16
 """Steps, where nothing is averaged or saved."""
 STEADY = OPTIM.revise(algorithm="sgd")
 """Standardised kernels have directions without a gradient; Adam makes steps of rounding."""
+TOO_LARGE = {"precision": "fp16", "optim": LAYERED, "factor": 2.0**30}
+"""The first gradients are beyond fp16, until the scale has come down."""
 CROSSINGS = [(0, 3), (1, 2), (2, 0), (3, 1)]
 
 
@@ -75,6 +79,12 @@ def two_ranks(folder: Path) -> dict[str, Outcome]:
     deep = {"spec": DEEP, "optim": LAYERED, "steps": FEW}
     runs += [ZeroRun(f"deep{s}", s, **deep) for s in range(4)]
     runs.append(ZeroRun("bf16", 2, precision="bf16", optim=LAYERED))
+    runs += [ZeroRun(f"fp16-{s}", s, accumulation=2, **TOO_LARGE) for s in range(4)]
+    scaled = {"precision": "fp16", "checkpoints": str(folder / "scaled")}
+    runs += [ZeroRun(name, 2, **scaled) for name in ("scaled", "scaled-resumed")]
+    for s in (1, 3):
+        offload = {"offload": True, "optim": LAYERED, "checkpoints": str(folder / f"offload{s}")}
+        runs += [ZeroRun(f"offload{s}{end}", s, **offload) for end in ("", "-resumed")]
     runs.append(ZeroRun("noisy", 3, accumulation=2, spec=NOISY, recompute=True, steps=FEW))
     runs.append(ZeroRun("resnet3", 3, spec=RESNET, optim=STEADY, recompute=True, steps=FEW))
     runs.append(ZeroRun("mae3", 3, mae=True, steps=FEW))
@@ -117,8 +127,18 @@ def test_chances_change_the_course(references: dict[str, Outcome]) -> None:
     assert references["noisy"].losses != pytest.approx({s: plain[s] for s in range(FEW)}, abs=1e-2)
 
 
-def test_a_resumed_run_drops_what_the_undisturbed_one_drops(two_ranks: dict[str, Outcome]) -> None:
-    whole, resumed = two_ranks["undisturbed"], two_ranks["resumed"]
+@pytest.mark.parametrize(
+    ("undisturbed", "resumed"),
+    [
+        pytest.param("undisturbed", "resumed", id="dropout"),
+        pytest.param("scaled", "scaled-resumed", id="fp16"),
+        *((f"offload{stage}", f"offload{stage}-resumed") for stage in (1, 3)),
+    ],
+)
+def test_a_resumed_run_ends_bit_equal(
+    undisturbed: str, resumed: str, two_ranks: dict[str, Outcome]
+) -> None:
+    whole, resumed = two_ranks[undisturbed], two_ranks[resumed]
     assert sorted(resumed.losses) == list(range(STEPS // 2, STEPS))
     assert resumed.losses == {step: whole.losses[step] for step in resumed.losses}
     for name, weight in whole.weights.items():
@@ -188,6 +208,39 @@ def test_bf16_arithmetic_keeps_fp32_weights_and_stays_close(
     assert all(weight.dtype == torch.float32 for weight in two_ranks["bf16"].weights.values())
 
 
+@pytest.mark.parametrize("stage", range(4))
+def test_fp16_finds_its_scale_and_then_trains_as_fp32_does(
+    stage: int, two_ranks: dict[str, Outcome]
+) -> None:
+    spec = engine_spec(optim=LAYERED, precision="fp16")
+    scale = LossScale(factor=TOO_LARGE["factor"])
+    reference = follow(TorchEngine(model(), spec), FakeLoader(), None, LAYERED, loss_scale=scale)
+    outcome = two_ranks[f"fp16-{stage}"]
+    skipped = {step for step, norm in outcome.norms.items() if not math.isfinite(norm)}
+    assert skipped == set(range(len(skipped))), "the first steps, and no more once the scale fits"
+    assert 5 < len(skipped) < 20
+    assert outcome.updates == STEPS - len(skipped)
+    # Ranks and micro-batches round differently, so that one may need one step more.
+    assert abs(outcome.updates - reference.updates) <= 1
+    assert all(weight.dtype == torch.float32 for weight in outcome.weights.values())
+    # Of the steps that count, the same course as in fp32 with the same batches left out.
+    expected = alone_without(skipped)
+    counted = sorted(set(range(STEPS)) - skipped)
+    assert [outcome.losses[step] for step in counted] == pytest.approx(
+        [expected.losses[step] for step in counted], rel=0.02
+    )
+    assert [outcome.norms[step] for step in counted] == pytest.approx(
+        [expected.norms[step] for step in counted], rel=0.05
+    )
+
+
+def alone_without(skipped: set[int]) -> Outcome:
+    """Plain torch in fp32, with steps that update nothing."""
+    spec = engine_spec(optim=LAYERED)
+    nothing = Spoiled(spec.objective, gradients=tuple(skipped), losses=())
+    return alone(model(), replace(spec, objective=nothing))
+
+
 def alone(
     trained: torch.nn.Module,
     spec: EngineSpec,
@@ -212,6 +265,20 @@ def furthest(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) 
         for name, tensor in expected.items()
         if not name.endswith(KEY_BIAS)
     )
+
+
+@pytest.mark.slow  # compiling takes 20 s
+@pytest.mark.filterwarnings("ignore")  # torch warns of itself while it compiles
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_blocks_drop_the_same_after_a_resume(
+    folder: Path, references: dict[str, Outcome]
+) -> None:
+    kept = {"compiled": True, "spec": DROPOUT, "checkpoints": str(folder / "compiled")}
+    runs = [ZeroRun(name, 1, **kept) for name in ("undisturbed", "resumed")]
+    runs.append(ZeroRun("noisy", 1, compiled=True, spec=NOISY, steps=FEW))
+    found = run_world(folder / "two-compiled", 2, runs)
+    test_a_resumed_run_ends_bit_equal("undisturbed", "resumed", found)
+    assert found["noisy"].losses == pytest.approx(references["noisy"].losses, abs=TOLERANCE)
 
 
 def test_running_statistics_go_through_checkpoints_of_any_stage(tmp_path: Path) -> None:

@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.model.backbone import Backbone
+from pipeline.model.building import compile_blocks
 from pipeline.model.vit import Encoder
 from pipeline.training.engine import Engine
 from pipeline.training.schedule import learning_rate
 from schemas.backbones import BackboneSpec
-from schemas.checkpoint import RunProgress
+from schemas.checkpoint import LossScale, RunProgress
 from schemas.optim import OptimSpec
 from tests.support.training import (
     OPTIM,
@@ -46,11 +47,14 @@ class ZeroRun:
     optim: OptimSpec = OPTIM
     recompute: bool = False
     offload: bool = False
+    compiled: bool = False
     mae: bool = False
     """Trains a masked autoencoder, not a classifier."""
     steps: int = STEPS
     seed: int = 0
     """Of images and initial weights."""
+    factor: float = LossScale().factor
+    """What the loss is multiplied by at first, in fp16."""
     spoiled: bool = False
     """Some losses and some gradients are not finite."""
 
@@ -137,8 +141,13 @@ def _do_all(rank: int, world_size: int, folder: Path, runs: list[ZeroRun]) -> No
         if run.spoiled:
             spec = replace(spec, objective=Spoiled(spec.objective))
         trained.recomputes = run.recompute
+        if run.compiled:
+            compile_blocks(trained)
         engine = DeepSpeedEngine(trained, spec, zero)
-        outcome = follow(engine, loader, run.checkpoints, run.optim, steps=run.steps)
+        scale = LossScale(factor=run.factor)
+        outcome = follow(
+            engine, loader, run.checkpoints, run.optim, steps=run.steps, loss_scale=scale
+        )
         if rank == 0:
             outcome.write(folder, run.name)
 
@@ -150,19 +159,24 @@ def follow(
     optim: OptimSpec = OPTIM,
     *,
     steps: int = STEPS,
+    loss_scale: LossScale | None = None,
 ) -> Outcome:
     """The run of an engine, from the checkpoint if there is one."""
     keep = keeper(Path(checkpoints)) if checkpoints else None
-    start = keep.resume(engine).step if keep else 0
+    progress = keep.resume(engine) if keep else RunProgress(step=0)
+    start = progress.step
+    if engine.scales_loss and progress.loss_scale is None:
+        progress = progress.revise(loss_scale=loss_scale or LossScale())
     losses, norms = {}, {}
     found = dict(engine.weights()) if start else {}
     averages = AveragedWeights(optim)
     stream = loader.batches(start)
     for step in range(start, steps):
-        losses[step] = engine.forward_backward(next(stream), step=step)
+        losses[step] = engine.forward_backward(next(stream), step=step, scale=progress.scale)
         norms[step] = engine.step(learning_rate(step, optim, STEPS))
+        progress = progress.after_step(losses[step], norms[step])
         if keep and step + 1 == STEPS // 2 and start == 0:
-            keep.save(engine, RunProgress(step=step + 1), waits=True)
+            keep.save(engine, progress, waits=True)
         averages.take(engine)
     weights = {name: state.weight for name, state in engine.state()}
     saved = dict(engine.weights())

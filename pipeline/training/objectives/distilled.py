@@ -9,6 +9,7 @@ from torch.nn import functional as F  # noqa: N812 - the name everybody knows
 from pipeline.model.backbone import Backbone
 from pipeline.training.objectives.common import LabelledBatch, Setting
 from pipeline.training.objectives.supervised import Supervised
+from pipeline.training.precision import autocast
 from schemas.backbones import BackboneSpec
 from schemas.checkpoint import SavedModel
 from schemas.errors import SpecError
@@ -26,7 +27,7 @@ class Distilled:
     teacher: Backbone
     """In evaluation mode, on the device."""
     precision: str
-    """As the engine's: `fp32`, or `bf16` by autocast."""
+    """As the engine's: `fp32`, or `bf16` or `fp16` by autocast."""
 
     def __call__(self, model: nn.Module, batch: LabelledBatch) -> Tensor:
         """Mean over the batch, a scalar in fp32."""
@@ -46,8 +47,7 @@ class Distilled:
     def _teaching(self, batch: LabelledBatch) -> Tensor:
         """The teacher's logits [B, K] of the very pictures that the student sees."""
         pixels_BCHW = self.setting.pixels(batch, self.teacher.spec)
-        is_bf16 = self.precision == "bf16"
-        with torch.autocast(pixels_BCHW.device.type, dtype=torch.bfloat16, enabled=is_bf16):
+        with autocast(self.precision, pixels_BCHW.device):
             logits_BK: Tensor = self.teacher(pixels_BCHW)
         return logits_BK.float()
 

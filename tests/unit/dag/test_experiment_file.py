@@ -186,7 +186,7 @@ def test_a_wrong_type_is_told_with_what_is_allowed() -> None:
         ("transfer.optim=3", "3 was given; allowed is a mapping with some of algorithm, peak_lr"),
         ("pretrain.model.variant=Bb", "'Bb' was given; allowed is 'Ti' or 'S' or 'B' or 'L'"),
         ("pretrain.model.image_px=[32, a]", "allowed is an integer or a list of 2 or null"),
-        ("pretrain.precision=bf61", "'bf61' was given; allowed is 'fp32' or 'bf16' (did you mean"),
+        ("pretrain.precision=bf61", "'bf61' was given; allowed is 'fp32' or 'bf16' or 'fp16' (did"),
         ("pretrain.resources.zero_stage=5", "5 was given; allowed is 0 or 1 or 2 or 3"),
         ("corpus.select.classes=cats", "'cats' was given; allowed is a list or null"),
         ("corpus.select.per_class={train: 0}", "0 was given; allowed is: greater than 0"),
