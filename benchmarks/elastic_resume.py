@@ -196,7 +196,9 @@ def _train_all(rank: int, work: list[tuple[int, TrainPlan]]) -> None:
             self.groups: list[list[tuple[float, float]]] = []
             self.samples: list[list[list[int]]] = []
 
-        def forward_backward(self, micro_batches: Sequence[Any], *, step: int) -> float:
+        def forward_backward(
+            self, micro_batches: Sequence[Any], *, step: int, scale: float = 1.0
+        ) -> float:
             places = [each.places for each in micro_batches]
             self.samples.append(
                 [
@@ -205,7 +207,7 @@ def _train_all(rank: int, work: list[tuple[int, TrainPlan]]) -> None:
                     for epoch, position in zip(each.epoch, each.position, strict=True)
                 ]
             )
-            return super().forward_backward(micro_batches, step=step)
+            return super().forward_backward(micro_batches, step=step, scale=scale)
 
         def step(self, learning_rate: float) -> float:
             norm = super().step(learning_rate)

@@ -255,9 +255,9 @@ def clip_gradients(model: torch.nn.Module, clip_norm: float | None, *, scale: fl
             gradient.div_(scale)
     norm = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]).norm()
     if clip_norm is not None:
-        scale = torch.clamp(clip_norm / (norm + CLIP_EPS), max=1.0)
+        shrink = torch.clamp(clip_norm / (norm + CLIP_EPS), max=1.0)
         for gradient in gradients:
-            gradient.mul_(scale)
+            gradient.mul_(shrink)
     return float(norm)
 
 
