@@ -204,11 +204,11 @@ def commit(root: Path, state: CheckpointState) -> Path:
 
 def newest_step(root: Path) -> int:
     """The highest step that was committed, whole or damaged since; 0 if none was."""
-    return max((int(path.name.removeprefix("step-")) for path in _checkpoints(root)), default=0)
+    return max(map(_step_of, _checkpoints(root)), default=0)
 
 
 def newest_complete(
-    root: Path, key: str | None, say: Callable[[str], None]
+    root: Path, key: str | None, say: Callable[[str], None], *, until: int | None = None
 ) -> tuple[Path, CheckpointState] | None:
     """The newest checkpoint whose files all are what its manifest says; damaged ones are named.
 
@@ -216,11 +216,14 @@ def newest_complete(
         root: Folder of all checkpoints of one stage key; need not exist.
         key: Key of the stage that goes on; None goes on from another stage's.
         say: Told which file made it pass over a checkpoint.
+        until: Later steps do not count; None: all do.
 
     Raises:
         IntegrityError: If a whole checkpoint belongs to another stage key.
     """
     for folder in sorted(_checkpoints(root), reverse=True):
+        if until is not None and _step_of(folder) > until:
+            continue
         fault = damage(folder)
         if fault is not None:
             say(f"checkpoint {folder.name} is passed over: {fault}")
@@ -263,7 +266,7 @@ def keep(root: Path, target: Path, *, newest: int, when: CheckpointSpec) -> None
     As second names of the same files, where the file system has such.
     """
     for folder in _checkpoints(root):
-        step = int(folder.name.removeprefix("step-"))
+        step = _step_of(folder)
         every = when.keep_every_steps
         if step != newest and (every is None or step % every):
             continue
@@ -288,10 +291,14 @@ def prune(root: Path, when: CheckpointSpec, *, kept: Container[int] = ()) -> Non
         kept: Steps that are kept besides.
     """
     for folder in sorted(_checkpoints(root))[: -when.keep_last]:
-        step = int(folder.name.removeprefix("step-"))
+        step = _step_of(folder)
         every = when.keep_every_steps
         if step not in kept and (every is None or step % every):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def _checkpoints(root: Path) -> list[Path]:

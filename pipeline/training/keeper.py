@@ -117,25 +117,27 @@ class CheckpointKeeper:
     def roll_back(self, engine: Engine, back: RunProgress) -> RunProgress:
         """Load the tensors of step `back.rolled_back_to`; all ranks call it.
 
+        Those of the newest whole checkpoint before it where that one is damaged, and the first
+        weights, which a new engine has, where there is none.
+
         Returns:
-            `back`: where the run goes on.
+            Where the run goes on: `back`, with the step whose tensors were found.
 
         Raises:
-            IntegrityError: As `resume`, or if the checkpoint is not whole.
+            IntegrityError: As `resume`.
         """
         # It may be the very one that is still being written.
         self._writer_of(engine).wait()
         engine.highest(0)
-        target = back.rolled_back_to
+        target = self._newest_step(
+            engine, self._root, self._identity.key, until=back.rolled_back_to
+        )
         if engine.rank == 0:
             self._say(f"back to the weights of step {target}, on with the batch of {back.step + 1}")
         if target:
             folder = self.folder(target)
-            fault = checkpoint.damage(folder) if engine.rank == 0 else None
-            if engine.agree(fault is not None):
-                raise IntegrityError(f"{folder} cannot be gone back to: {fault or 'it is damaged'}")
             self._load(engine, folder, _state_of(folder))
-        return back
+        return back.revise(rolled_back_to=target)
 
     def _load(self, engine: Engine, folder: Path, state: CheckpointState) -> None:
         engine.load(folder, state.updates)
@@ -181,9 +183,13 @@ class CheckpointKeeper:
             self._writer = ShareWriter(self._root, rank=engine.rank, world_size=engine.world_size)
         return self._writer
 
-    def _newest_step(self, engine: Engine, root: Path, key: str | None) -> int:
+    def _newest_step(
+        self, engine: Engine, root: Path, key: str | None, *, until: int | None = None
+    ) -> int:
         """Of the newest complete checkpoint, 0 if there is none: rank 0 reads, and tells all."""
-        found = checkpoint.newest_complete(root, key, self._say) if engine.rank == 0 else None
+        found = None
+        if engine.rank == 0:
+            found = checkpoint.newest_complete(root, key, self._say, until=until)
         return engine.highest(0 if found is None else found[1].step)
 
     def _check_identity(self, folder: Path, state: CheckpointState) -> None:

@@ -167,3 +167,29 @@ def test_checkpoints_that_may_be_wanted_again_are_known() -> None:
     assert needed_again(progress, OPTIM, ValidationSpec(every_steps=3)) == set()
     assert needed_again(progress, OPTIM, keeps) == {6}
     assert needed_again(progress, OPTIM.revise(roll_back_steps=5), keeps) == {5, 6, 10}
+
+
+def test_a_rotted_checkpoint_is_gone_back_past_and_named(tmp_path: Path) -> None:
+    said: list[str] = []
+    keep = keeper(tmp_path, said=said, keep_last=3)
+    engine = TorchEngine(model(), engine_spec())
+    stream = FakeLoader().batches(0)
+    kept = {}
+    for step in (2, 4, 6):
+        engine.forward_backward(next(stream), step=step)
+        engine.step(1e-3)
+        keep.save(engine, RunProgress(step=step, train_loss=1.0), waits=True)
+        kept[step] = dict(engine.weights())
+    share = tmp_path / "step-00000004" / "rank-0000.safetensors"
+    share.write_bytes(share.read_bytes()[:-1] + b"?")
+    back = RunProgress(step=9, train_loss=1.0, rolled_back_to=4)
+    again = TorchEngine(model(), engine_spec())
+    assert keep.roll_back(again, back) == back.revise(rolled_back_to=2)
+    assert all(torch.equal(kept[2][name], weight) for name, weight in again.weights())
+    assert any("step-00000004 is passed over: rank-0000.safetensors" in line for line in said)
+    for folder in tmp_path.glob("step-*"):
+        (folder / "state.json").unlink()
+    fresh = TorchEngine(model(), engine_spec())
+    assert keep.roll_back(fresh, back).rolled_back_to == 0
+    first = dict(TorchEngine(model(), engine_spec()).weights())
+    assert all(torch.equal(first[name], weight) for name, weight in fresh.weights())
