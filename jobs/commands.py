@@ -57,7 +57,7 @@ def init_file(file: Path, recipe: str) -> None:
     except OSError as error:
         raise UsageError(f"{file} cannot be written: {error.strerror}") from error
     console = stdout()
-    console.print(f"wrote {file} from the recipe {source.stem}", markup=False)
+    console.print(f"wrote {file} from the recipe {recipe}", markup=False)
     console.print(f"next: vitrail plan {file}", markup=False)
 
 

@@ -8,9 +8,10 @@ from schemas.experiment import nearest
 
 
 def recipe_files() -> dict[str, Path]:
-    """Recipe name -> its file."""
-    folder = Path(str(resources.files("pipeline"))) / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    """Recipe name -> its file; those of a folder are called `FOLDER/NAME` and come last."""
+    root = Path(str(resources.files("pipeline"))) / "recipes"
+    found = sorted(root.rglob("*.yaml"), key=lambda path: (len(path.parts), path))
+    return {path.relative_to(root).with_suffix("").as_posix(): path for path in found}
 
 
 def describe(path: Path) -> str:

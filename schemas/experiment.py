@@ -54,8 +54,10 @@ class ExperimentSpec(Spec):
     seed: Semantic[int] = Field(ge=0)
     """Seed of every stage that draws: initial weights, order, augmentation."""
     stages: Semantic[dict[str, AnyStage]] = Field(min_length=1)
-    matrix: Semantic[dict[str, tuple[Any, ...]]] = {}
-    """Axis -> values. An axis is a dotted path, or a free name whose values are override maps."""
+    matrix: Semantic[dict[str, tuple[Any, ...] | dict[str, Override]]] = {}
+    """Axis -> values. An axis is a dotted path, or a free name whose values are override maps; with
+    names (`{small: {...}, large: {...}}`) they stand in the names of variants, else their numbers.
+    """
     profiles: Execution[dict[str, Override]] = {}
     """Name -> overrides that `--profile NAME` applies (`matrix` may be among them)."""
 

@@ -132,19 +132,16 @@ class Matrix:
             ) from error
 
 
-def _read_axis(name: str, values: tuple[Any, ...], experiment: ExperimentSpec, where: str) -> Axis:
+def _read_axis(
+    name: str, values: tuple[Any, ...] | dict[str, Any], experiment: ExperimentSpec, where: str
+) -> Axis:
     if not values:
         raise SpecError(f"the axis {name!r} has no values; give at least one", where=where)
     if not _PLAIN.match(name):
         raise SpecError(
             f"{name!r} cannot name an axis; use letters, digits, '.', '_' and '-'", where=where
         )
-    if name == "seed" or "." in name:
-        maps = [{name: value} for value in values]
-        labels = _labels(values)
-    else:
-        maps = [_override_map(name, value, where) for value in values]
-        labels = tuple(str(index) for index in range(len(values)))
+    maps, labels = _values(name, values, where)
     changes = tuple(
         {_axis_path(dotted, experiment, where): value for dotted, value in entry.items()}
         for entry in maps
@@ -152,6 +149,32 @@ def _read_axis(name: str, values: tuple[Any, ...], experiment: ExperimentSpec, w
     for change in changes:
         _check_seed(change, where)
     return Axis(name, changes, labels)
+
+
+def _values(
+    name: str, values: tuple[Any, ...] | dict[str, Any], where: str
+) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    """What each value of an axis overrides, and what it is called."""
+    is_path = name == "seed" or "." in name
+    if not isinstance(values, dict):
+        if is_path:
+            return [{name: value} for value in values], _labels(values)
+        maps = [_override_map(name, value, where) for value in values]
+        return maps, tuple(str(index) for index in range(len(values)))
+    if is_path:
+        raise SpecError(
+            f"the values of {name!r} were given names; a list of values is allowed there, and names "
+            "where the axis has a free name and its values are overrides",
+            where=where,
+        )
+    for label in values:
+        if not _PLAIN.match(label):
+            raise SpecError(
+                f"{label!r} cannot name a value of the axis {name!r}; use letters, digits, '.', "
+                "'_', '+' and '-'",
+                where=where,
+            )
+    return list(values.values()), tuple(values)
 
 
 def _labels(values: tuple[Any, ...]) -> tuple[str, ...]:

@@ -134,6 +134,12 @@ def test_an_axis_replaces_a_mapping_whole() -> None:
     assert names("matrix={pretrain.duration: [{steps: 5}, {epochs: 2}]}")[3].endswith("=0]")
 
 
+def test_values_with_names_are_called_by_them() -> None:
+    graph = graph_of("matrix={size: {small: {pixels.image_px: 8}, large: {pixels.image_px: 32}}}")
+    sizes = {node.name: node.spec.image_px for node in graph.nodes if node.kind == "baseline"}
+    assert sizes == {"pixels[size=small]": 8, "pixels[size=large]": 32}
+
+
 def test_labels_are_short_plain_words_or_indices() -> None:
     found = names("matrix={transfer.optim.clip_norm: [null, 1.0], pixels.image_px: [8]}")
     assert "transfer[transfer.optim.clip_norm=null]" in found
@@ -153,6 +159,10 @@ def test_labels_are_short_plain_words_or_indices() -> None:
         ("{report.title: [a, b]}", "never multiplied"),
         ("{t: [{name: x}]}", "a matrix cannot change name"),
         ("{'a b': [{seed: 1}]}", "'a b' cannot name an axis"),
+        ("{t: {'a b': {seed: 1}}}", "'a b' cannot name a value of the axis 't'"),
+        ("{seed: {one: {seed: 1}}}", "the values of 'seed' were given names"),
+        ("{t: {}}", "the axis 't' has no values"),
+        ("{t: {one: {trail.x: 1}}}", "there is no stage 'trail'"),
         (
             "{pretrain.model.pool: [cls, gab]}",
             "'gab' was given; allowed is 'cls' or 'gap' or 'map' or null",
