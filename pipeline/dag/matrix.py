@@ -163,8 +163,8 @@ def _values(
         return maps, tuple(str(index) for index in range(len(values)))
     if is_path:
         raise SpecError(
-            f"the values of {name!r} were given names; a list of values is allowed there, and names "
-            "where the axis has a free name and its values are overrides",
+            f"the values of {name!r} were given names; allowed is a list of values, or names where "
+            "the axis has a free name and its values are overrides",
             where=where,
         )
     for label in values:

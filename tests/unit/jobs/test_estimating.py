@@ -9,6 +9,7 @@ from jobs.recipes import recipe_files
 from jobs.target import Target
 from pipeline.cost import DEVICES
 from pipeline.dag.experiment_file import load_experiment
+from pipeline.dag.graph import expand
 from schemas.errors import UsageError
 from schemas.estimates import EstimateDocument
 from schemas.manifest import DATASET_FOLDER
@@ -95,15 +96,32 @@ def test_only_as_many_gpus_count_as_share_the_batch_evenly(spec: Path, tmp_path:
 @pytest.mark.parametrize("name", sorted(recipe_files()))
 def test_every_training_stage_of_a_recipe_is_estimated(name: str, tmp_path: Path) -> None:
     found = estimate_document(Target(name, tmp_path, None, ()), NOTHING)
-    trained = [
-        stage
-        for stage in load_experiment(recipe_files()[name]).stages.values()
-        if isinstance(stage, TrainingSpec)
-    ]
-    assert len(found.stages) == len(trained) > 0
+    nodes = expand(load_experiment(recipe_files()[name])).nodes
+    trained = [node.name for node in nodes if isinstance(node.spec, TrainingSpec)]
+    assert [stage.stage for stage in found.stages] == trained != []
     for stage in found.stages:
         assert stage.parameters
         assert all(device.fits for device in stage.devices)
+
+
+EXAFLOPS = {
+    "B32": 55, "B16": 224, "L32": 196, "L16": 783, "L16-14ep": 1567, "H14-14ep": 4262,
+    "R50x1": 50, "R50x2": 199, "R101x1": 96, "R152x1": 141, "R152x2": 563, "R152x2-14ep": 1126,
+    "R200x3-14ep": 3306, "R50-B32": 106, "R50-B16": 274, "R50-L32": 246, "R50-L16": 859,
+    "R50-L16-14ep": 1668,
+}  # fmt: skip
+"""Pre-training compute as the ViT paper prints it, Table 6."""
+
+
+def test_the_compute_of_table_6_is_the_papers(tmp_path: Path) -> None:
+    found = estimate_document(
+        Target("paper/table6", tmp_path, None, ()),
+        Question(gpu=("h100",), gpus=None, images=303_000_000, price_per_gpu_hour=None, mfu=None),
+    )
+    ours = {stage.stage: stage.flops for stage in found.stages if stage.kind == "pretrain"}
+    assert set(ours) == {f"pretrain[model={model}]" for model in EXAFLOPS}
+    for model, theirs in EXAFLOPS.items():
+        assert ours[f"pretrain[model={model}]"] == pytest.approx(theirs * 1e18, rel=0.04)
 
 
 def test_the_table_names_gpus_and_says_what_is_assumed(spec: Path, tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,15 @@ from pipeline.cost import model_parameters
 from pipeline.dag.experiment_file import load_experiment
 from pipeline.dag.graph import expand
 from schemas.errors import UsageError
+from schemas.runs import PlanDocument
+from tests.support.commands import document
+from tests.support.corpora import CLASSES, write_folder
+
+LARGE = tuple(name for name in recipe_files() if "imagenet" in name)
+"""At the papers' own size, with a profile `laptop`."""
+PAPER = tuple(name for name in recipe_files() if name.startswith("paper/"))
+SETS = ("jft300m", "imagenet21k", "imagenet", "cifar10", "cifar100", "pets", "flowers")
+"""Data sets of the ViT paper, as its recipes look for them below one folder."""
 
 
 @pytest.mark.parametrize("name", sorted(recipe_files()))
@@ -18,6 +28,61 @@ def test_every_recipe_loads_with_each_of_its_profiles(name: str) -> None:
     experiment = load_experiment(path)
     for profile in (None, *experiment.profiles):
         assert expand(load_experiment(path, profile=profile)).nodes
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`SET/{train,test}/CLASS/000.jpg` for every data set of the paper, an image of each class."""
+    root = tmp_path_factory.mktemp("root")
+    for number, name in enumerate(SETS):
+        write_folder(root / name, per_class=1, splits=("train", "test"), seed=number)
+    return root
+
+
+def planned(name: str, workspace: Path, *words: str) -> PlanDocument:
+    found = document(PlanDocument, "plan", name, "--workspace", str(workspace), *words)
+    assert isinstance(found, PlanDocument)
+    return found
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_recipe_of_the_paper_is_planned(name: str, root: Path, tmp_path: Path) -> None:
+    expected = [node.name for node in expand(load_experiment(find_spec(name))).nodes]
+    found = planned(name, tmp_path, "--set", f"corpus.source.uri={root}")
+    assert [stage.stage for stage in found.stages] == expected
+    assert {stage.action for stage in found.stages} <= {"run", "pending"}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_recipe_at_full_scale_is_planned_and_so_is_its_laptop(
+    name: str, root: Path, tmp_path: Path
+) -> None:
+    words = ["--set", f"corpus.source.uri={root / 'imagenet'}"]
+    large = [*words, "--set", f"downstream.source.uri={root / 'imagenet'}"]
+    has_downstream = "downstream" in load_experiment(find_spec(name)).stages
+    full = planned(name, tmp_path, *(large if has_downstream else words))
+    tree = shutil.copytree(root / "imagenet" / "train", tmp_path / "tree")
+    for number, kind in enumerate(CLASSES):
+        shutil.copytree(root / "pets" / "train" / kind, tree / f"pet-{number}")
+    words = ["--set", f"corpus.source.uri={tree}", "--profile", "laptop"]
+    small = planned(name, tmp_path, *words)
+    assert [stage.stage for stage in small.stages] == [stage.stage for stage in full.stages]
+    size = {it.stage: it.estimate.get("parameters", 0) for it in full.stages}
+    assert all(it.estimate.get("parameters", 0) <= size[it.stage] / 50 for it in small.stages)
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_laptop_differs_in_size_and_duration_and_not_in_method(name: str) -> None:
+    full, small = (load_experiment(find_spec(name), profile=it) for it in (None, "laptop"))
+    assert full.stages.keys() == small.stages.keys()
+    for stage, spec in full.stages.items():
+        other = small.stages[stage]
+        assert type(spec) is type(other)
+        if hasattr(spec, "optim"):
+            fields = ("warmup_steps", "warmup_samples")
+            same = {it: getattr(other.optim, it) for it in fields}
+            assert spec.optim.revise(**same) == other.optim
+            assert spec.augment == other.augment
 
 
 def test_the_study_has_five_trials_and_scratch_may_train_as_long_as_both() -> None:
