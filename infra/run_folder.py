@@ -1,6 +1,7 @@
 """`runs/<run>/`: what a run says of itself while it goes on, and after.
 
 run.json       its state: who owns it, how it stands
+spec.json      the experiment that it runs, profile and overrides applied
 events.jsonl   one line for each event, which the tracker's mirror replays
 mirror.json    how far the mirror has come
 log.txt        what its processes printed
@@ -12,16 +13,18 @@ import json
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import psutil
 from pydantic import ValidationError
 
 from infra.atomic_files import JsonLines, disk_errors, read_lines, write_atomic
 from schemas.errors import IntegrityError, UsageError
-from schemas.experiment import nearest
+from schemas.experiment import ExperimentSpec, nearest
 from schemas.runs import Event, MirrorCursor, RunState
 
 _STATE_FILE = "run.json"
+_SPEC_FILE = "spec.json"
 _CLOCK_SLACK_SECONDS = 2.0
 """The start time of a process is derived from the boot time, which moves when clocks are set."""
 
@@ -58,6 +61,29 @@ class RunFolder:
     def write_state(self, state: RunState) -> None:
         """Replace the state."""
         self._write(self.path / _STATE_FILE, json.dumps(state.dump(), indent=1))
+
+    def write_spec(self, experiment: ExperimentSpec) -> None:
+        """Keep the experiment that runs, its profile applied: what is left to a default stays so.
+
+        With defaults filled in, an axis of a matrix could clash with what nobody asked for.
+        """
+        given = experiment.model_dump(mode="json", exclude_unset=True, exclude={"profiles"})
+        self._write(self.path / _SPEC_FILE, json.dumps(given, indent=1))
+
+    def read_spec(self) -> dict[str, Any] | None:
+        """What `write_spec` kept; None of a run that kept nothing.
+
+        Raises:
+            IntegrityError: If it is unreadable.
+        """
+        path = self.path / _SPEC_FILE
+        try:
+            found: dict[str, Any] = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise IntegrityError(f"{path} is unreadable") from error
+        return found
 
     def append(self, event: Event) -> None:
         """Add an event; a line that a dead controller left torn is cut off first."""

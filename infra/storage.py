@@ -102,6 +102,10 @@ class LocalStore:
             )
         return result
 
+    def named(self, artifact: str) -> StageResult | None:
+        """The committed result of an artifact by its name, `<kind>-<key12>`, or None."""
+        return self._read_result(self._root / "artifacts" / artifact / "result.json")
+
     def path(self, result: StageResult) -> Path:
         """Folder of the files of a committed attempt."""
         return self._attempt_folder(result) / FILES_FOLDER

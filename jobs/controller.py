@@ -133,6 +133,7 @@ def _run_folder(experiment: ExperimentSpec, options: RunOptions) -> Iterator[Run
     )
     folder = create_run(options.workspace.runs, state)
     try:
+        folder.write_spec(experiment)
         yield folder
     except BaseException:
         ended = datetime.now(UTC).isoformat()

@@ -15,12 +15,20 @@ from pipeline.data.images.decode import decode
 from pipeline.data.images.sheet import tile
 from pipeline.data.shards.shard_set import ShardSet
 from pipeline.data.staging import BuildTools, write_bytes, write_canonical
+from pipeline.evaluation.figures import write_notes
+from schemas.artifacts import LOGS_FOLDER
 from schemas.curation import FilterSpec
 from schemas.manifest import DATASET_FOLDER
-from schemas.report import TEST_COPIES_FILE, TestCopiesReport
+from schemas.report import FIGURES_FOLDER, TEST_COPIES_FILE, FigureNote, TestCopiesReport
 from schemas.runs import InputArtifact, StageRequest
 
 _PAIRS_SHOWN = 24
+_PAIRS_NOTE = FigureNote(
+    file="pairs.png",
+    title="images taken out",
+    caption="Each beside the image that it repeats, least alike first; = stands for the same "
+    "bytes, a number for the mean difference of the thumbnails in grey levels.",
+)
 _CAPTION_CHARS = 18
 _LISTED = 1000
 """Removed images in `pairs.json`; all are in the table of tombstones."""
@@ -50,7 +58,10 @@ def run(request: StageRequest, tools: StageTools) -> StageOutput:
     _write_report(tools.attempt.path, result, metrics)
     pairs = _pairs(cleaned, _most_doubtful(result.removals), against)
     if pairs:
-        write_bytes(tools.attempt.path / "figures" / "pairs.png", tile(pairs, columns=6))
+        sheet = tools.attempt.path / FIGURES_FOLDER / _PAIRS_NOTE.file
+        write_bytes(sheet, tile(pairs, columns=6))
+        # Among the logs: words about a figure are no part of a data set's identity.
+        write_notes(tools.attempt.path / LOGS_FOLDER, _PAIRS_NOTE)
     tools.metrics.log(metrics, step=0)
     tools.say(_sentence(result, cleaned.name))
     known = result.derived.known_sha256

@@ -24,14 +24,13 @@ from schemas.errors import OutOfMemoryError, SpecError
 from schemas.experiment import STAGE_KINDS
 from schemas.model import ModelChange, ViTSpec
 from schemas.optim import DurationSpec
-from schemas.report import SearchReport
+from schemas.report import SEARCH_FILE, SearchReport
 from schemas.resources import ResourcesSpec
 from schemas.runs import StageRequest
 from schemas.spec import canonical_json
 from schemas.training import FinetuneSpec, PretrainSpec, SearchSpec
 
 GANG_NOTES = "ray"
-SEARCH_FILE = "search.json"
 SEARCH_JOURNAL = "search.jsonl"
 
 

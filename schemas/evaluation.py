@@ -66,7 +66,7 @@ class ReportSpec(StageSpec):
     of: Input[tuple[str, ...]] = Field(min_length=1)
     title: Semantic[str] = "Report"
 
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = ("jinja2", "matplotlib", "scipy")
     ports: ClassVar[dict[str, tuple[str, ...]]] = {
         "of": (*SHARD_SETS, "pretrain", "finetune", "evaluate", "baseline"),

@@ -1,4 +1,4 @@
-"""`report.json`: every table of a report page, for programs."""
+"""What stages write for report pages: notes on figures, findings; and the rows of studies."""
 
 from typing import Literal
 
@@ -35,6 +35,9 @@ class AccuracyRow(Spec):
 
     stage: Semantic[str]
     kind: Semantic[str]
+    artifact: Semantic[str]
+    place: Semantic[int]
+    """Index of the method in the `accuracies` of the artifact's `accuracy.json`."""
     method: Semantic[str]
     split: Semantic[str]
     test_set: Semantic[str]
@@ -74,31 +77,6 @@ class DifferenceRow(Spec):
     high_ratio: Semantic[float]
 
 
-class DataRow(Spec):
-    """One shard set."""
-
-    stage: Semantic[str]
-    kind: Semantic[str]
-    digest: Semantic[str]
-    """Of its manifest, which is the dataset's identity."""
-    num_classes: Semantic[int]
-    split_rows: Semantic[dict[str, int]]
-    rejections: Semantic[dict[str, int]]
-    """Reason -> files refused."""
-    removed: Semantic[dict[str, int]]
-    """Reason -> images that were taken out."""
-
-
-class RejectionRow(Spec):
-    """The files of one source that one reason kept out of a shard set."""
-
-    stage: Semantic[str]
-    reason: Semantic[str]
-    files: Semantic[int]
-    examples: Semantic[tuple[str, ...]]
-    """The first ones by name, each with what was said of it."""
-
-
 TEST_COPIES_FILE = "test_copies.json"
 
 
@@ -127,32 +105,7 @@ class TestCopiesReport(Spec):
     """In the order of `against`."""
 
 
-class StageTestCopies(TestCopiesRow):
-    """The same on a page, with the filter that found it."""
-
-    stage: Semantic[str]
-
-
-class MatchRow(Spec):
-    """One image that a filter took out, and the image that it is a copy of."""
-
-    stage: Semantic[str]
-    source: Semantic[str]
-    split: Semantic[str]
-    reason: Semantic[str]
-    matched_set: Semantic[str]
-    matched_source: Semantic[str]
-
-
-class TrainingRow(Spec):
-    """One training stage: its last logged points, and what a search chose."""
-
-    stage: Semantic[str]
-    kind: Semantic[str]
-    steps: Semantic[int | None]
-    """Last logged step; None where no log stands beside the artifact."""
-    last_loss: Semantic[float | None]
-    """In nats; None also where it was not finite."""
+SEARCH_FILE = "search.json"
 
 
 class SearchTrial(Spec):
@@ -171,35 +124,3 @@ class SearchReport(Spec):
     trials: Semantic[tuple[SearchTrial, ...]]
     chosen: Semantic[int] = Field(ge=0)
     """Index of the winner in `trials`."""
-
-
-class SearchRow(Spec):
-    """One candidate of a fine-tuning's search on held-out training labels."""
-
-    stage: Semantic[str]
-    peak_lr: Semantic[float]
-    steps: Semantic[int]
-    holdout_top1_ratio: Semantic[float]
-    chosen: Semantic[bool]
-
-
-class ReportDocument(Spec):
-    """What the page shows, in the order of the page."""
-
-    schema_version: Semantic[Literal[1]] = 1
-    title: Semantic[str]
-    notes: Semantic[tuple[str, ...]]
-    """Sentences that a reader must not miss."""
-    accuracies: Semantic[tuple[AccuracyRow, ...]]
-    means: Semantic[tuple[MeanRow, ...]]
-    differences: Semantic[tuple[DifferenceRow, ...]]
-    data: Semantic[tuple[DataRow, ...]]
-    rejections: Semantic[tuple[RejectionRow, ...]]
-    """Most files of a stage first; all files are in its `rejections.arrow`."""
-    test_copies: Semantic[tuple[StageTestCopies, ...]] = ()
-    matches: Semantic[tuple[MatchRow, ...]]
-    """The first ones of each filter; all are in its `tombstones.arrow`."""
-    training: Semantic[tuple[TrainingRow, ...]]
-    searches: Semantic[tuple[SearchRow, ...]]
-    inputs: Semantic[dict[str, str]]
-    """Stage -> content digest of the artifact that was read."""

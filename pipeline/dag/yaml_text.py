@@ -57,6 +57,15 @@ def read_yaml(text: str, *, name: str) -> Document:
     return Document(reader.value(root, ()) if root else None, reader.lines)
 
 
+def write_yaml(data: dict[str, Any]) -> str:
+    """Plain data as a text that `read_yaml` reads back equal, mappings in their order."""
+    stream = io.StringIO()
+    yaml = YAML(pure=True)
+    yaml.width = MAX_BYTES  # no line is broken
+    yaml.dump(data, stream)
+    return stream.getvalue()
+
+
 @dataclass
 class _Reader:
     yaml: YAML

@@ -10,7 +10,27 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pipeline.evaluation.figures import INK, PALETTE, save, short, tidy
 from schemas.quality import Histogram, QualityReport, SplitQuality
+from schemas.report import FigureNote
 
+CORPUS_NOTES = (
+    FigureNote(
+        file="quality.png",
+        title="what the images are like",
+        caption="Longer side and shape of the source images, brightness and size of what is "
+        "stored; one outline for each split, as shares of the split.",
+    ),
+    FigureNote(
+        file="classes.png",
+        title="images of each class",
+        caption="Of all splits; many classes are a curve from the largest to the smallest.",
+    ),
+    FigureNote(
+        file="rejections.png",
+        title="files that were refused",
+        caption="By reason; a duplicate has the bytes of an image that is kept.",
+    ),
+)
+"""What `draw_corpus` draws."""
 _MOST_CLASSES = 40
 """Classes that get a bar each; more are drawn as a curve from the largest to the smallest."""
 

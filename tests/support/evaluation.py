@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.data.staging import write_table
-from pipeline.evaluation.figures import draw_confusion
+from pipeline.evaluation.figures import draw_confusion, write_notes
 from pipeline.evaluation.metrics import accuracy_report
 from schemas.manifest import (
     DATASET_FOLDER,
@@ -20,7 +20,7 @@ from schemas.manifest import (
     TombstoneEntry,
 )
 from schemas.records import REJECTIONS, TOMBSTONES
-from schemas.report import TEST_COPIES_FILE, TestCopiesReport, TestCopiesRow
+from schemas.report import TEST_COPIES_FILE, FigureNote, TestCopiesReport, TestCopiesRow
 from schemas.runs import InputArtifact
 from schemas.spec import Spec, canonical_json, digest_of
 
@@ -61,6 +61,11 @@ def measured(
         confusion = np.array(report.confusion["model"])
         draw_confusion(Path(made.path) / "figures" / "confusion.png", confusion, CLASSES)
     return made
+
+
+def noted(source: InputArtifact, *notes: FigureNote) -> None:
+    """Say what figures of an artifact show."""
+    write_notes(Path(source.path), *notes)
 
 
 def trained(

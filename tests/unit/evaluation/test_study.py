@@ -10,6 +10,8 @@ def row(stage: str, ratio: float, *, method: str = "model", test_set: str = "t")
     return AccuracyRow(
         stage=stage,
         kind="evaluate",
+        artifact=f"evaluate-{stage}",
+        place=0,
         method=method,
         split="test",
         test_set=test_set,

@@ -109,8 +109,11 @@ def test_training_rests_on_what_its_workers_import_late(checkout: Path) -> None:
     assert {"pipeline/training/zero.py", "jobs/train_worker.py", "infra/worker_gang.py"} <= used
 
 
-def test_the_report_rests_on_its_template(checkout: Path) -> None:
-    assert "pipeline/evaluation/report.html.j2" in code_closure(checkout, "jobs.report")
+def test_the_report_rests_on_its_templates(checkout: Path) -> None:
+    templates = (checkout / "pipeline/evaluation/report").glob("*.j2")
+    named = {f"pipeline/evaluation/report/{path.name}" for path in templates}
+    assert named
+    assert named <= code_closure(checkout, "jobs.report")
 
 
 @pytest.mark.parametrize("module", sorted(set(ENTRY_MODULES.values())))

@@ -20,9 +20,11 @@ from schemas.errors import DataError, StageFailedError
 from schemas.evaluation import AccuracyReport, BaselineSpec, EvaluateSpec, ReportSpec
 from schemas.model import ViTSpec
 from schemas.records import PREDICTIONS
+from schemas.report_page import RECORD_FILE, ReportDocument
 from schemas.runs import InputArtifact
 from schemas.sources import ImageFolderSource, SklearnSource
 from tests.support.evaluation import artifact
+from tests.support.report_pages import numbers_of, recomputed
 from tests.support.stages import StageRun, run_stage
 
 CLASSES = ("5", "6", "7")
@@ -208,16 +210,17 @@ def test_a_report_shows_what_the_stages_measured(tmp_path: Path, digits: StageRu
         tmp_path / "report",
         inputs={f"of[{index}]": it.artifact for index, it in reversed(list(enumerate(sources)))},
     )
-    document = json.loads((run.path / "report.json").read_text())
-    assert document["title"] == "Report"
-    assert list(document["inputs"]) == sorted(document["inputs"]), "canonical"
-    assert [row["method"] for row in document["accuracies"]] == ["model", *BASELINE.methods]
-    assert document["data"][0]["split_rows"]["train"] == 60
-    assert document["notes"], "random weights lose to simple methods"
-    assert run.said == document["notes"]
-    page = (run.path / "report.html").read_text()
-    for row in document["accuracies"]:
-        assert f"{100 * row['top1_ratio']:.1f}\N{NO-BREAK SPACE}%" in page
+    document = ReportDocument.parse(json.loads((run.path / "report.json").read_text()))
+    assert document.title == "Report"
+    assert [it.stage for it in document.lineage] == ["digits", "accuracy", "pixels"]
+    assert document.notes, "random weights lose to simple methods"
+    assert run.said == [note.text for note in document.notes]
+    files = {it.artifact.artifact: it.path for it in sources}
+    for number in numbers_of(document):
+        if number.traces[0].file != RECORD_FILE:  # these stages were run outside of a store
+            assert number.value == pytest.approx(recomputed(number, files), rel=1e-12)
+    titles = {it.title for section in document.sections for it in section.figures}
+    assert {"digits: what the images are like", "digits: contact sheet"} <= titles
     shown = {path.name for path in (run.path / "figures").iterdir()}
     assert shown == {
         "accuracy.png",
@@ -226,4 +229,5 @@ def test_a_report_shows_what_the_stages_measured(tmp_path: Path, digits: StageRu
         "digits-classes.png",
         "digits-contact_sheet.png",
         "digits-quality.png",
+        "lineage.svg",
     }
