@@ -5,10 +5,15 @@ from pathlib import Path
 
 from jobs.wiring import store_at
 from jobs.workspace import Workspace
-from schemas.evaluation import AccuracyReport
+from schemas.evaluation import Accuracy, AccuracyReport
+from schemas.probing import PROBE_FILE, ProbeReport
 from schemas.runs import RunDocument, StageOutcome
 
-_MEASURED = {"evaluate", "baseline"}
+_FILES = {"evaluate": "accuracy.json", "baseline": "accuracy.json", "probe": PROBE_FILE}
+"""Kind -> the document with its accuracies."""
+
+Row = tuple[str, str, str, str, str]
+"""Stage, method, accuracy, interval, correct answers."""
 
 
 def artifact_path(stage: StageOutcome, workspace: Workspace) -> Path | None:
@@ -20,26 +25,46 @@ def artifact_path(stage: StageOutcome, workspace: Workspace) -> Path | None:
     return None if result is None else store.path(result)
 
 
-def accuracy_rows(
-    document: RunDocument, workspace: Workspace
-) -> list[tuple[str, str, str, str, str]]:
+def accuracy_rows(document: RunDocument, workspace: Workspace) -> list[Row]:
     """One row for each accuracy that the run's stages measured."""
     return list(_rows(document, workspace))
 
 
-def _rows(document: RunDocument, workspace: Workspace) -> Iterator[tuple[str, str, str, str, str]]:
+def _rows(document: RunDocument, workspace: Workspace) -> Iterator[Row]:
     for stage in document.stages:
-        if stage.kind not in _MEASURED:
+        file = _FILES.get(stage.kind)
+        folder = artifact_path(stage, workspace) if file else None
+        if file is None or folder is None or not (folder / file).is_file():
             continue
-        folder = artifact_path(stage, workspace)
-        file = None if folder is None else folder / "accuracy.json"
-        if file is None or not file.is_file():
-            continue
-        for found in AccuracyReport.model_validate_json(file.read_bytes()).accuracies:
-            yield (
-                stage.name,
-                found.method.replace("_", " "),
-                f"{100 * found.top1_ratio:.1f} %",
-                f"{100 * found.low_ratio:.1f} - {100 * found.high_ratio:.1f} %",
-                f"{found.correct} / {found.total}",
-            )
+        data = (folder / file).read_bytes()
+        if stage.kind == "probe":
+            yield from _probe_rows(stage.name, ProbeReport.model_validate_json(data))
+        else:
+            report = AccuracyReport.model_validate_json(data)
+            yield from (_row(stage.name, found) for found in report.accuracies)
+
+
+def _probe_rows(stage: str, report: ProbeReport) -> Iterator[Row]:
+    """A mean over draws has no number of correct answers, and an interval between draws."""
+    for mean in report.few_shot_means:
+        interval = "-"
+        if mean.low_ratio is not None and mean.high_ratio is not None:
+            interval = _interval(mean.low_ratio, mean.high_ratio)
+        method = f"few shot {mean.shots}, mean of {mean.draws}"
+        yield stage, method, f"{100 * mean.mean_ratio:.1f} %", interval, "-"
+    for found in report.accuracies:
+        yield _row(stage, found)
+
+
+def _row(stage: str, found: Accuracy) -> Row:
+    return (
+        stage,
+        found.method.replace("_", " "),
+        f"{100 * found.top1_ratio:.1f} %",
+        _interval(found.low_ratio, found.high_ratio),
+        f"{found.correct} / {found.total}",
+    )
+
+
+def _interval(low: float, high: float) -> str:
+    return f"{100 * low:.1f} - {100 * high:.1f} %"

@@ -37,6 +37,8 @@ ENTRY_MODULES: Mapping[str, str] = {
     "finetune": "jobs.train",
     "evaluate": "jobs.evaluate",
     "baseline": "jobs.baseline",
+    "features": "jobs.features",
+    "probe": "jobs.probe",
     "report": "jobs.report",
 }
 """Stage kind -> the module whose `run` makes its artifact; imported in the stage's process only."""
@@ -44,7 +46,14 @@ ENTRY_MODULES: Mapping[str, str] = {
 CACHE_BYTES = 32 * 2**30
 """What a workspace keeps of remote shard sets at most."""
 
-_OWN_CORES: Mapping[str, float] = {"evaluate": 1, "baseline": 1, "import": 1, "report": 1}
+_OWN_CORES: Mapping[str, float] = {
+    "evaluate": 1,
+    "baseline": 1,
+    "features": 1,
+    "probe": 1,
+    "import": 1,
+    "report": 1,
+}
 """Cores of the stage task itself. The other kinds hand their work to tasks and workers."""
 
 

@@ -9,6 +9,7 @@ from schemas.curation import AppendSpec, FilterSpec, RemoveSpec
 from schemas.data import IngestSpec
 from schemas.evaluation import BaselineSpec, EvaluateSpec, ReportSpec
 from schemas.interchange import ImportSpec
+from schemas.probing import FeaturesSpec, ProbeSpec
 from schemas.spec import Execution, Semantic, Spec
 from schemas.stage import STAGE_NAME
 from schemas.training import FinetuneSpec, PretrainSpec
@@ -23,6 +24,8 @@ AnyStage = Annotated[
     | FinetuneSpec
     | EvaluateSpec
     | BaselineSpec
+    | FeaturesSpec
+    | ProbeSpec
     | ReportSpec,
     Field(discriminator="kind"),
 ]
@@ -39,6 +42,8 @@ STAGE_KINDS: dict[str, type[Any]] = {
         FinetuneSpec,
         EvaluateSpec,
         BaselineSpec,
+        FeaturesSpec,
+        ProbeSpec,
         ReportSpec,
     )
 }

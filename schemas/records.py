@@ -83,3 +83,8 @@ PREDICTIONS = pa.schema(
     ]
 )
 """One row for each image of the split, in storage order."""
+
+
+def features_field(width: int) -> pa.Field:
+    """The feature of an image: in a table of features it follows `uid` and `label`."""
+    return pa.field("features", pa.list_(pa.float32(), width), nullable=False)

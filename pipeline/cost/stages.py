@@ -14,6 +14,7 @@ from schemas.evaluation import EvaluateSpec
 from schemas.experiment import AnyStage
 from schemas.interchange import ImportSpec, WeightsSource
 from schemas.model import ModelChange, ViTSpec
+from schemas.probing import FeaturesSpec
 from schemas.sources import SourceSpec
 from schemas.stage import StageRef
 from schemas.training import FinetuneSpec, PretrainSpec
@@ -51,7 +52,7 @@ def estimate(
 ) -> dict[str, float]:
     """What is known of a stage's cost before it runs.
 
-    - `parameters`: of all that the stage trains, or of the model that it evaluates; a head of
+    - `parameters`: of all that the stage trains, or of the model that it runs; a head of
       `ASSUMED_CLASSES` unless the ingest behind it names its classes. Nothing is known of imported
       models and of a library's before they are there: then only the disk of small stages is told.
     - `flops`: of the whole stage, forward and backward of all samples; only where the duration is
@@ -60,8 +61,9 @@ def estimate(
       (`auto`) is taken as where memory is no matter: ZeRO-1 (0 for one worker), the whole share.
     - `disk_bytes`: ingest and append 2 x source (staged files and shards, an upper bound unless
       images grow when encoded again); import 2 x source (half precision becomes fp32);
-      training (keep_last + 1) checkpoints of weights, moments and average, and the model;
-      `SMALL_BYTES` for all others.
+      training (keep_last + 1) checkpoints of weights, moments and average, and the model; of
+      features, 4 bytes x width x images, nothing before the images are counted; `SMALL_BYTES` for
+      all others.
 
     Args:
         node: The stage.
@@ -74,11 +76,12 @@ def estimate(
     if isinstance(spec, PretrainSpec | FinetuneSpec):
         training = training_of(node, graph)
         return {} if training is None else _training(training)
-    if isinstance(spec, EvaluateSpec):
+    if isinstance(spec, EvaluateSpec | FeaturesSpec):
         model = _model(graph.node(node.inputs["model"].stage), graph)
         count = None if model is None else model_parameters(model)
         size = {} if count is None else {"parameters": float(count)}
-        return size | {"disk_bytes": float(SMALL_BYTES)}
+        disk = {} if isinstance(spec, FeaturesSpec) else {"disk_bytes": float(SMALL_BYTES)}
+        return size | disk
     return {"disk_bytes": float(SMALL_BYTES)}
 
 

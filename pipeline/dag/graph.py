@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
+from pipeline.dag.implied import with_implied
 from pipeline.dag.matrix import Choice, Matrix, Place
 from pipeline.dag.overrides import spec_path
 from pipeline.dag.splits import Splits, check_reference, port_field, port_path, splits_made
@@ -88,7 +89,8 @@ class Graph:
 def expand(experiment: ExperimentSpec, *, place: Place = spec_path) -> Graph:
     """The graph of an experiment, its matrix multiplied out.
 
-    Stages that a variant does not touch are shared, and `report` stages are never multiplied.
+    Stages that a variant does not touch are shared, and `report` stages are never multiplied. A
+    stage that a probe implies (`pipeline.dag.implied`) stands beside those that were declared.
 
     Args:
         experiment: A valid experiment.
@@ -99,7 +101,7 @@ def expand(experiment: ExperimentSpec, *, place: Place = spec_path) -> Graph:
             stages read each other in a circle, or if the matrix breaks a rule.
     """
     expansion = _Expansion(experiment, place)
-    graph = Graph(_in_order(expansion.nodes()))
+    graph = Graph(_in_order(with_implied(expansion.nodes(), place)))
     _check_splits(graph, place)
     return graph
 

@@ -7,6 +7,7 @@ from schemas.curation import AppendSpec, FilterSpec, RemoveSpec
 from schemas.data import CorpusSpec
 from schemas.errors import SpecError
 from schemas.experiment import AnyStage, nearest
+from schemas.probing import FeaturesSpec
 from schemas.sources import ArrowSource, CifarSource, HfSource, ImageFolderSource
 from schemas.stage import StageRef
 
@@ -17,7 +18,7 @@ Splits = tuple[str, ...] | None
 def splits_made(
     spec: AnyStage, inputs: Mapping[str, StageRef], known: Mapping[str, Splits]
 ) -> Splits:
-    """The splits of what a stage makes; empty for what is no shard set.
+    """The splits of what a stage makes; empty for what has none.
 
     Args:
         spec: The stage.
@@ -26,6 +27,8 @@ def splits_made(
     """
     if isinstance(spec, FilterSpec | RemoveSpec):
         return known[inputs["data"].stage]
+    if isinstance(spec, FeaturesSpec):
+        return spec.splits or known[inputs["data"].stage]
     if isinstance(spec, AppendSpec):
         old, new = known[inputs["to"].stage], _new_splits(spec)
         return None if old is None or new is None else tuple(dict.fromkeys((*old, *new)))
@@ -80,7 +83,7 @@ def check_reference(
 
 def _no_such_split(stage: str, split: str, splits: tuple[str, ...]) -> str:
     if not splits:
-        return f"{stage!r} is no shard set, so it has no split {split!r}; write {stage}"
+        return f"{stage!r} has no splits, so it has no split {split!r}; write {stage}"
     meant = nearest(split, list(splits))
     question = f" (did you mean {meant!r}?)" if meant else ""
     has = "its splits are" if len(splits) > 1 else "its only split is"

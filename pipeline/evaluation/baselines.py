@@ -2,30 +2,22 @@
 
 Both see the training split's pixels and labels and the test split's pixels, never its labels.
 Axes: N training images, M test images, P chunk of test images, K classes, F features (pixels times
-channels), D dimensions after rotation.
+channels).
 """
 
-import warnings
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Integer, UInt8
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
+from jaxtyping import Integer, UInt8
 from sklearn.model_selection import StratifiedKFold
 
 from pipeline.data.feed.loader import eval_batches
 from pipeline.data.shards.shard_set import AnySplit
+from pipeline.evaluation.logistic import fit_logistic
 from schemas.errors import DataError
 from schemas.evaluation import Method
 
-C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-"""Inverse strengths of the L2 penalty that are tried, for standardised pixels."""
-FALLBACK_C = 1.0
-"""Taken where a class has a single training image, so that none can be held out."""
 _MAX_FOLDS = 5
-_MAX_ITERATIONS = 1000
 _CHUNK_IMAGES = 512
 
 
@@ -123,59 +115,10 @@ def logistic_regression(
     Raises:
         DataError: If the training labels name fewer than two classes.
     """
-    if len(np.unique(label_N)) < 2:
-        raise DataError("the training split has images of one class only; a baseline needs two")
-    train_ND, test_MD = _rotate(*_standardise(train_NF, test_MF))
-    folds = min(_MAX_FOLDS, int(np.unique(label_N, return_counts=True)[1].min()))
-    with warnings.catch_warnings():
-        # Weak penalties on separable images have no finite optimum; the fold losses judge them.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        if folds < 2:
-            plain = LogisticRegression(C=FALLBACK_C, max_iter=_MAX_ITERATIONS)
-            fitted, chosen = plain.fit(train_ND, label_N), {"C": FALLBACK_C, "folds": 0.0}
-        else:
-            fitted, chosen = _cross_validate(train_ND, label_N, folds=folds, seed=seed)
-    return Answers(fitted.predict(test_MD).astype(label_N.dtype), chosen)
-
-
-def _cross_validate(
-    train_ND: Float[np.ndarray, "N D"],
-    label_N: Integer[np.ndarray, " N"],
-    *,
-    folds: int,
-    seed: int,
-) -> tuple[Any, dict[str, float]]:
-    search = LogisticRegressionCV(
-        Cs=C_GRID,
-        l1_ratios=(0.0,),
-        cv=StratifiedKFold(folds, shuffle=True, random_state=seed),
-        scoring="neg_log_loss",
-        max_iter=_MAX_ITERATIONS,
-        use_legacy_attributes=False,
-    ).fit(train_ND, label_N)
-    losses = -search.scores_.reshape(folds, len(C_GRID)).mean(axis=0)
-    tried = {f"log_loss[C={c:g}]": float(loss) for c, loss in zip(C_GRID, losses, strict=True)}
-    return search, {"C": float(search.C_), "folds": float(folds), **tried}
-
-
-def _standardise(
-    train_NF: UInt8[np.ndarray, "N F"], test_MF: UInt8[np.ndarray, "M F"]
-) -> tuple[Float[np.ndarray, "N F"], Float[np.ndarray, "M F"]]:
-    """Zero mean and unit spread for every pixel of the training images; constant pixels stay 0."""
-    mean_F, std_F = train_NF.mean(axis=0), train_NF.std(axis=0)
-    scale_F = np.where(std_F > 0, std_F, 1.0)
-    return (train_NF - mean_F) / scale_F, (test_MF - mean_F) / scale_F
-
-
-def _rotate(
-    train_NF: Float[np.ndarray, "N F"], test_MF: Float[np.ndarray, "M F"]
-) -> tuple[Float[np.ndarray, "N D"], Float[np.ndarray, "M D"]]:
-    """Coordinates in the span of the training images, where they are fewer than pixels.
-
-    The optimum of an L2-penalised model lies in that span and does not change when the axes turn,
-    so answers stay the same while a fit gets F / N times cheaper.
-    """
-    if train_NF.shape[0] >= train_NF.shape[1]:
-        return train_NF, test_MF
-    basis_FD, train_DN = np.linalg.qr(train_NF.T)
-    return train_DN.T, test_MF @ basis_FD
+    counts = np.unique(label_N, return_counts=True)[1]
+    count = min(_MAX_FOLDS, int(counts.min()))
+    splitter = StratifiedKFold(count, shuffle=True, random_state=seed) if count >= 2 else None
+    folds = [] if splitter is None else list(splitter.split(train_NF, label_N))
+    fitted = fit_logistic(train_NF, label_N, folds)
+    chosen = {"folds": float(len(folds)), **fitted.chosen}
+    return Answers(fitted.predict(test_MF).astype(label_N.dtype), chosen)

@@ -12,15 +12,24 @@ import numpy as np
 import pytest
 import torch
 
-from jobs import append, baseline, evaluate, import_weights, ingest, remove, train
+from jobs import append, baseline, evaluate, features, import_weights, ingest, probe, remove, train
 from jobs import filter as filtering
 from pipeline.data.shards.shard_set import ShardSet
+from pipeline.evaluation.features import open_features
 from pipeline.model.saved import load_model
 from schemas.curation import AppendSpec, FilterSpec, RemoveSpec
 from schemas.data import IngestSpec
 from schemas.evaluation import AccuracyReport, BaselineSpec, EvaluateSpec
 from schemas.interchange import ImportSpec
 from schemas.manifest import DATASET_FOLDER
+from schemas.probing import (
+    FEATURES_FILE,
+    PROBE_FILE,
+    FeaturesDocument,
+    FeaturesSpec,
+    ProbeReport,
+    ProbeSpec,
+)
 from schemas.training import FinetuneSpec, PretrainSpec
 from tests.support.stages import StageRun, run_stage
 
@@ -171,7 +180,25 @@ def test_baseline(digits: StageRun, tmp_path: Path) -> None:
     assert correct == GOLDEN["baseline"]
 
 
+def test_features_and_probe(digits: StageRun, pretrained: StageRun, tmp_path: Path) -> None:
+    spec = FeaturesSpec.parse({"data": "digits", "model": "pretrained"})
+    inputs = {"data": digits.at(None), "model": pretrained.at(None)}
+    extracted = run_stage(features.run, spec, tmp_path / "features", inputs=inputs)
+    document = FeaturesDocument.model_validate_json((extracted.path / FEATURES_FILE).read_bytes())
+    first = open_features(extracted.path, document, "train").all()[0, :3]
+    assert first.tolist() == pytest.approx(GOLDEN["features"], abs=1e-3)
+    measured = ProbeSpec.parse({"features": "features", "shots": [1, 5]})
+    inputs = {"features": extracted.at("test")}
+    made = run_stage(probe.run, measured, tmp_path / "probe", inputs=inputs, seed=3)
+    report = ProbeReport.model_validate_json((made.path / PROBE_FILE).read_bytes())
+    correct = [it.accuracy.correct for it in report.few_shot]
+    correct += [it.correct for it in report.accuracies]
+    assert correct == pytest.approx(GOLDEN["probe"], abs=1), "an image may lie on a border"
+
+
 GOLDEN: dict[str, Any] = {
+    "features": [1.8437, 1.5334, -0.0577],
+    "probe": [82, 85, 75, 89, 83, 87, 107, 108, 103],
     "splits": {"test": 118, "train": 120},
     "first": "digits/0615",
     "first_uid": "0f4c7502ef5da6ce9dd024a3c6bdf547",

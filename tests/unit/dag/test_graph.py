@@ -193,7 +193,7 @@ def test_a_bad_matrix_is_refused_with_its_place(matrix: str, sentence: str) -> N
         ("clean.against=[pets@tests]", "'pets' has no split 'tests' (did you mean 'test'?)"),
         ("pixels.data=corpus", "'corpus' has no split 'test'"),
         ("pixels.data=pets@test", "always reads train and test; write pets"),
-        ("accuracy.model=transfer@test", "'transfer' is no shard set"),
+        ("accuracy.model=transfer@test", "'transfer' has no splits"),
     ],
 )
 def test_a_split_that_there_will_not_be_is_refused_before_anything_runs(
