@@ -29,6 +29,7 @@ MODULES = (
     "data_wait",
     "estimate",
     "imported_probe",
+    "learning",
     "torn_checkpoint",
     "kill_resume",
     "elastic_resume",

@@ -1,22 +1,28 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.main import get_command
 
 from jobs.cli import app
 from jobs.recipes import describe, find_spec, recipe_files
 from pipeline.cost import model_parameters
+from pipeline.cost.flops import training_flops
 from pipeline.dag.experiment_file import load_experiment
 from pipeline.dag.graph import expand
 from schemas.errors import UsageError
 from schemas.runs import PlanDocument
 from tests.support.commands import document
+from tests.support.containers import write_idx
 from tests.support.corpora import CLASSES, write_folder
 
 LARGE = tuple(name for name in recipe_files() if "imagenet" in name)
 """At the papers' own size, with a profile `laptop`."""
 PAPER = tuple(name for name in recipe_files() if name.startswith("paper/"))
+STUDIES = ("b12-masked-patch", "figure4-data-size", "figure9-cls-gap", "hybrid-small-compute",
+           "table8-positions")  # fmt: skip
+"""Of the paper, at a scale at which they run here."""
 SETS = ("jft300m", "imagenet21k", "imagenet", "cifar10", "cifar100", "pets", "flowers")
 """Data sets of the ViT paper, as its recipes look for them below one folder."""
 
@@ -45,12 +51,66 @@ def planned(name: str, workspace: Path, *words: str) -> PlanDocument:
     return found
 
 
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The four files of Fashion-MNIST, with ten images each."""
+    folder = tmp_path_factory.mktemp("scans")
+    for split in ("train", "t10k"):
+        write_idx(folder / f"{split}-images-idx3-ubyte", np.zeros((10, 28, 28), np.uint8))
+        write_idx(folder / f"{split}-labels-idx1-ubyte", np.arange(10, dtype=np.uint8))
+    return folder
+
+
 @pytest.mark.parametrize("name", PAPER)
-def test_a_recipe_of_the_paper_is_planned(name: str, root: Path, tmp_path: Path) -> None:
-    expected = [node.name for node in expand(load_experiment(find_spec(name))).nodes]
-    found = planned(name, tmp_path, "--set", f"corpus.source.uri={root}")
-    assert [stage.stage for stage in found.stages] == expected
+def test_a_recipe_of_the_paper_is_planned(
+    name: str, root: Path, scans: Path, tmp_path: Path
+) -> None:
+    experiment = load_experiment(find_spec(name))
+    data = scans if name.removeprefix("paper/") in STUDIES else root
+    found = planned(name, tmp_path, "--set", f"{next(iter(experiment.stages))}.source.uri={data}")
+    assert [stage.stage for stage in found.stages] == [n.name for n in expand(experiment).nodes]
     assert {stage.action for stage in found.stages} <= {"run", "pending"}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_has_three_seeds_and_differs_where_it_says(name: str) -> None:
+    study = load_experiment(find_spec(f"paper/{name}"))
+    nodes = expand(study).nodes
+    seeds: dict[str, set[int]] = {}
+    for node in nodes:
+        if node.kind in ("pretrain", "finetune"):
+            seeds.setdefault(node.base_name, set()).add(node.seed)
+    assert set(map(len, seeds.values())) == {3}
+    measured = [node for node in nodes if node.kind == "evaluate"]
+    assert len(measured) == 3 * len({node.base_name for node in measured})
+    (report,) = (node for node in nodes if node.kind == "report")
+    assert set(report.reads) == {node.name for node in measured}
+    trained = [study.stages[base] for base in seeds if study.stages[base].kind == "pretrain"]
+    assert {str(spec.augment) for spec in trained} == {str(trained[0].augment)}
+    assert {spec.batch for spec in trained} == {trained[0].batch}
+
+
+def test_the_sides_of_the_hybrid_study_have_equal_compute() -> None:
+    stages = load_experiment(find_spec("paper/hybrid-small-compute")).stages
+    for budget in ("small", "middle", "large"):
+        vit, hybrid = (stages[f"{side}-{budget}"] for side in ("vit", "hybrid"))
+        one, other = (
+            it.duration.steps * training_flops(it.model.resolved(num_classes=10), it.objective)
+            for it in (vit, hybrid)
+        )
+        assert other == pytest.approx(one, rel=0.01)
+
+
+def test_cifar10_and_fashion_mnist_are_planned(scans: Path, root: Path, tmp_path: Path) -> None:
+    fashion = planned("fashion-mnist", tmp_path, "--set", f"corpus.source.uri={scans}")
+    source = (
+        f"{{type: image_folder, uri: {root / 'cifar10'}, splits: {{train: train, test: test}}}}"
+    )
+    cifar = planned("cifar10", tmp_path, "--set", f"corpus.source={source}")
+    for found in (fashion, cifar):
+        assert {"clean", "pretrain", "transfer", "scratch", "accuracy", "report"} <= {
+            stage.stage for stage in found.stages
+        }
 
 
 @pytest.mark.parametrize("name", LARGE)
