@@ -35,6 +35,8 @@ from schemas.runs import InputArtifact
 
 KINDS = ("evaluate", "baseline")
 _MOST_BARS = 40
+_MOST_OPEN = 12
+"""Rows of single results that stand open where a study sums them up."""
 _MOST_HEADLINES = 6
 _MOST_DETAILED = 6
 """Stages whose classes and mistakes get tables; those of a large study would be a book."""
@@ -67,10 +69,10 @@ def accuracy_section(
         intro="Share of images whose class was named correctly (top-1), each image of the split "
         "counted once, with the 95 % Wilson score interval.",
         tables=(
-            *_measured_table(rows),
-            *_chosen_table(rows),
             *_means_table(rows),
             *_differences_table(rows),
+            *_measured_table(rows),
+            *_chosen_table(rows),
             *(table for it in details for table in detail_tables(it)),
         ),
         figures=(*_draw_bars(folder, rows), *drawn),
@@ -87,7 +89,14 @@ def _measured_table(rows: Rows) -> tuple[Table, ...]:
         *amounts("95 % interval", "correct", "images"),
         *words("split"),
     )
-    return (Table(title="Top-1", columns=head, rows=tuple(map(_measured_row, rows))),)
+    return (
+        Table(
+            title="Top-1",
+            columns=head,
+            rows=tuple(map(_measured_row, rows)),
+            folded=len(rows) > _MOST_OPEN and bool(study.means(rows)),
+        ),
+    )
 
 
 def _measured_row(found: AccuracyRow) -> Row:
@@ -228,6 +237,8 @@ def _draw_bars(folder: Path, rows: Rows) -> tuple[ShownFigure, ...]:
         )
         for it in rows
     ]
+    groups = list(dict.fromkeys(it.group for it in bars))
+    bars.sort(key=lambda it: groups.index(it.group))  # variants of a stage stand together
     figures.draw_accuracies(folder / FIGURES_FOLDER / "accuracy.png", bars)
     return (
         ShownFigure(

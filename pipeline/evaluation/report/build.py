@@ -16,6 +16,7 @@ from pipeline.evaluation.report.html import lineage_svg, page
 from pipeline.evaluation.report.lineage import lineage, picture
 from pipeline.evaluation.report.making import cost_section, reproduce_section
 from pipeline.evaluation.report.markdown import LINEAGE_FILE, markdown
+from pipeline.evaluation.report.others import own_sections
 from pipeline.evaluation.report.pictures import copy_figures
 from pipeline.evaluation.report.sources import Origin, of_kinds
 from pipeline.evaluation.tables import baseline_notes
@@ -60,6 +61,7 @@ def _build(
 
     sections = [
         accuracy_section(folder, sources, rows, drawn(*MEASURED, folded=True)),
+        *own_sections(folder, sources),
         training.training_section(folder, sources, points, drawn(*training.KINDS, folded=False)),
         data_section(sources, drawn(*SHARD_SETS, folded=True)),
     ]

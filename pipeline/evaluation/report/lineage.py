@@ -19,7 +19,7 @@ WIDTH, HEIGHT = 168, 62
 _BESIDE, _BETWEEN = 20, 44
 """From box to box along a layer, and from layer to layer."""
 _BORDER = 6
-_NAME_CHARS = 21
+_NAME_CHARS, _WHAT_CHARS = 19, 13
 _MOST_BOXES = 40
 """Beyond, the variants of a stage share a box."""
 _NARROW = 1000
@@ -146,19 +146,25 @@ def _is_narrow(layout: Layout) -> bool:
 
 def _box(its: Sequence[PageArtifact], place: Place, downwards: bool) -> Box:  # noqa: FBT001
     x, y = _corner(place, downwards)
-    first = its[0]
-    name = first.stage if len(its) == 1 else split_name(first.stage).stage
-    below = first.digest[:12] if len(its) == 1 else f"{len(its)} variants"
+    first, shared = its[0], len(its) > 1
+    stage, variant = split_name(first.stage)
+    what = short(_what(first.kind, variant, shared=shared), _WHAT_CHARS)
+    below = f"{len(its)} variants" if shared else first.digest[:12]
     return Box(
         x=x,
         y=y,
-        name=short(name, _NAME_CHARS),
-        title=f"{name}, {first.kind}, {first.artifact}",
-        below=f"{first.kind} \N{MIDDLE DOT} {below}",
+        name=short(stage, _NAME_CHARS),
+        title=f"{stage if shared else first.stage}, {first.kind}, {first.artifact}",
+        below=f"{what} \N{MIDDLE DOT} {below}",
         family=_family(first.kind),
         artifact=first,
-        numbers=first.figures if len(its) == 1 else (),
+        numbers=() if shared else first.figures,
     )
+
+
+def _what(kind: str, variant: str | None, *, shared: bool) -> str:
+    """Variants of a stage are of one kind: what tells them apart is said instead."""
+    return kind if variant is None or shared else variant
 
 
 def _corner(place: Place, downwards: bool) -> tuple[float, float]:  # noqa: FBT001

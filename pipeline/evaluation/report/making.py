@@ -79,7 +79,7 @@ def _cost_row(made: Made, stage: str, run: str, points: Mapping[str, Points]) ->
     return row(
         [
             text(stage),
-            text("now" if here else f"in {made.record.run}"),
+            text("now" if here else "earlier"),
             numbers(record.number("seconds", unit="seconds")),
             _pace(made, points.get(stage, {})),
             _counted(made, "parameters", "count"),
@@ -179,7 +179,7 @@ def _machine(environment: Environment) -> tuple[str, ...]:
 def _keys_table(made: Sequence[Made], names_of: Mapping[str, str]) -> Table:
     head = (
         *names("stage"),
-        *(Column(title=it, kind="code") for it in ("key", "seed", "source", "code")),
+        *(Column(title=it, kind="code") for it in ("key", "seed", "source", "code", "run")),
         *names("libraries in the key"),
     )
     rows = tuple(
@@ -190,6 +190,7 @@ def _keys_table(made: Sequence[Made], names_of: Mapping[str, str]) -> Table:
                 text("-" if it.record.key_record.seed is None else str(it.record.key_record.seed)),
                 text(it.record.key_record.inputs.get("source", "-")[:12]),
                 text(it.record.environment.code_digest[:12]),
+                text(it.record.run),
                 text(", ".join(f"{k} {v}" for k, v in it.record.key_record.libraries.items())),
             ],
             it.artifact,
