@@ -69,7 +69,7 @@ class ReportSpec(StageSpec):
     revision: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = ("jinja2", "matplotlib", "scipy")
     ports: ClassVar[dict[str, tuple[str, ...]]] = {
-        "of": (*SHARD_SETS, "pretrain", "finetune", "evaluate", "baseline"),
+        "of": (*SHARD_SETS, "pretrain", "finetune", "evaluate", "baseline", "features", "probe"),
     }
     shows_names: ClassVar[bool] = True
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipeline.data.staging import write_table
 from pipeline.evaluation.figures import draw_confusion, write_notes
-from pipeline.evaluation.metrics import accuracy_report
+from pipeline.evaluation.metrics import accuracy_report, measure
 from schemas.manifest import (
     DATASET_FOLDER,
     MANIFEST_FILE,
@@ -19,6 +19,7 @@ from schemas.manifest import (
     SplitEntry,
     TombstoneEntry,
 )
+from schemas.probing import PROBE_FILE, FewShotMean, FewShotResult, ProbeReport
 from schemas.records import REJECTIONS, TOMBSTONES
 from schemas.report import TEST_COPIES_FILE, FigureNote, TestCopiesReport, TestCopiesRow
 from schemas.runs import InputArtifact
@@ -60,6 +61,36 @@ def measured(
     if kind == "evaluate":
         confusion = np.array(report.confusion["model"])
         draw_confusion(Path(made.path) / "figures" / "confusion.png", confusion, CLASSES)
+    return made
+
+
+def probed(folder: Path, stage: str) -> InputArtifact:
+    """A `probe` artifact: two draws of one shot, and nearest neighbours."""
+    made = artifact(folder, stage, "probe")
+    labels = np.arange(100) % 2
+    answers = {
+        right: np.where(np.arange(100) < right, labels, 1 - labels) for right in (60, 70, 90)
+    }
+    shots = tuple(
+        FewShotResult(
+            shots=1, draw=draw, train_images=2, accuracy=measure("few_shot", labels, answers[right])
+        )
+        for draw, right in enumerate((60, 70))
+    )
+    mean = FewShotMean(
+        shots=1, draws=2, mean_ratio=0.65, std_ratio=0.07, low_ratio=0.1, high_ratio=1.0
+    )
+    report = ProbeReport(
+        split="test",
+        class_names=CLASSES,
+        class_counts=(50, 50),
+        train_images=40,
+        few_shot=shots,
+        few_shot_means=(mean,),
+        accuracies=(measure("knn_20", labels, answers[90]),),
+        chosen={"logistic_regression.C": 0.25},
+    )
+    _write(Path(made.path) / PROBE_FILE, report)
     return made
 
 

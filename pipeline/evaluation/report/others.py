@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.evaluation.report.cells import main, names, numbers, row, text
 from pipeline.evaluation.report.pictures import copy_figures
+from pipeline.evaluation.report.probes import PROBES, probe_tables
 from pipeline.evaluation.report.sources import metrics_of, of_kinds
 from pipeline.evaluation.report.words import in_words
 from schemas.report_page import Section, Table, Unit
@@ -38,7 +39,7 @@ def final_figures(source: InputArtifact) -> tuple[Table, ...]:
     return (Table(title=f"{source.stage}: final figures", columns=head, rows=rows),) if rows else ()
 
 
-KINDS: tuple[Kind, ...] = ()
+KINDS = (Kind("probe", "Probes", PROBES, probe_tables),)
 
 
 def own_sections(folder: Path, sources: Sequence[InputArtifact]) -> list[Section]:

@@ -14,7 +14,7 @@ from schemas.report import FIGURES_FOLDER, FigureNote, SearchReport, SearchTrial
 from schemas.report_page import Cell, ReportDocument, Table, Trace
 from schemas.runs import InputArtifact
 from schemas.spec import canonical_json
-from tests.support.evaluation import artifact, measured, noted, shard_set, trained
+from tests.support.evaluation import artifact, measured, noted, probed, shard_set, trained
 from tests.support.report_pages import PageReader, numbers_of, read_trace, recomputed, stored
 
 CURVE = [(1, 2.0), (2, 1.5), (3, 0.8765)]
@@ -33,6 +33,7 @@ def everything(folder: Path) -> list[InputArtifact]:
             "baseline",
             correct={"nearest_neighbour": 88, "logistic_regression": 95},
         ),
+        probed(folder, "shots"),
     ]
 
 
@@ -223,6 +224,14 @@ def test_equal_artifacts_give_equal_bytes_but_for_what_their_records_say(tmp_pat
 def without_records(document: ReportDocument) -> ReportDocument:
     kept = tuple(it for it in document.sections if not it.from_records)
     return document.revise(sections=kept)
+
+
+def test_probes_are_shown_by_shots_and_by_method(tmp_path: Path) -> None:
+    make(tmp_path / "out", [probed(tmp_path, "shots")])
+    text = text_of((tmp_path / "out" / "report.html").read_text())
+    assert "1 65.0 % 10.0 % to 100.0 % 2 60.0 % , 70.0 % probe-" in text
+    assert "knn 20 90.0 % 82.6 % to 94.5 % 90 100 probe-" in text
+    assert "logistic regression.C 0.25 probe-" in text
 
 
 def test_ancestors_that_nobody_asked_for_are_in_the_lineage(tmp_path: Path) -> None:
