@@ -253,6 +253,20 @@ def cancel(run: RunArgument, *, workspace: WorkspaceOption = None) -> None:
 
 
 @app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="RUN_A", help="A run of the workspace.")],
+    second: Annotated[str, typer.Argument(metavar="RUN_B", help="Another run.")],
+    *,
+    workspace: WorkspaceOption = None,
+    output: OutputOption = "text",
+) -> None:
+    """Compare what two runs measured, image by image, and say in what they differ."""
+    from jobs.compare_runs import show_comparison
+
+    show_comparison(first, second, workspace, output)
+
+
+@app.command()
 def ui(
     *,
     workspace: WorkspaceOption = None,

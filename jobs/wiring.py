@@ -39,6 +39,7 @@ ENTRY_MODULES: Mapping[str, str] = {
     "baseline": "jobs.baseline",
     "features": "jobs.features",
     "probe": "jobs.probe",
+    "compare": "jobs.compare",
     "report": "jobs.report",
 }
 """Stage kind -> the module whose `run` makes its artifact; imported in the stage's process only."""
@@ -51,6 +52,7 @@ _OWN_CORES: Mapping[str, float] = {
     "baseline": 1,
     "features": 1,
     "probe": 1,
+    "compare": 1,
     "import": 1,
     "report": 1,
 }

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from schemas.comparison import CompareSpec
 from schemas.curation import AppendSpec, FilterSpec, RemoveSpec
 from schemas.data import IngestSpec
 from schemas.evaluation import BaselineSpec, EvaluateSpec, ReportSpec
@@ -26,6 +27,7 @@ AnyStage = Annotated[
     | BaselineSpec
     | FeaturesSpec
     | ProbeSpec
+    | CompareSpec
     | ReportSpec,
     Field(discriminator="kind"),
 ]
@@ -44,6 +46,7 @@ STAGE_KINDS: dict[str, type[Any]] = {
         BaselineSpec,
         FeaturesSpec,
         ProbeSpec,
+        CompareSpec,
         ReportSpec,
     )
 }

@@ -12,11 +12,23 @@ import numpy as np
 import pytest
 import torch
 
-from jobs import append, baseline, evaluate, features, import_weights, ingest, probe, remove, train
+from jobs import (
+    append,
+    baseline,
+    compare,
+    evaluate,
+    features,
+    import_weights,
+    ingest,
+    probe,
+    remove,
+    train,
+)
 from jobs import filter as filtering
 from pipeline.data.shards.shard_set import ShardSet
 from pipeline.evaluation.features import open_features
 from pipeline.model.saved import load_model
+from schemas.comparison import COMPARISON_FILE, CompareSpec, ComparisonReport
 from schemas.curation import AppendSpec, FilterSpec, RemoveSpec
 from schemas.data import IngestSpec
 from schemas.evaluation import AccuracyReport, BaselineSpec, EvaluateSpec
@@ -31,6 +43,8 @@ from schemas.probing import (
     ProbeSpec,
 )
 from schemas.training import FinetuneSpec, PretrainSpec
+from tests.support.evaluation import artifact
+from tests.support.predictions import write_answers
 from tests.support.stages import StageRun, run_stage
 
 LOSS_TOLERANCE = 1e-4
@@ -196,7 +210,24 @@ def test_features_and_probe(digits: StageRun, pretrained: StageRun, tmp_path: Pa
     assert correct == pytest.approx(GOLDEN["probe"], abs=1), "an image may lie on a border"
 
 
+def test_compare(tmp_path: Path) -> None:
+    labels = np.arange(60) % 3
+    inputs = {}
+    for number, right in enumerate((50, 41)):
+        made = artifact(tmp_path, f"model{number}", "evaluate")
+        predicted = np.where(np.arange(60) < right, labels, (labels + 1) % 3)
+        write_answers(Path(made.path), predicted, labels)
+        inputs[f"of[{number}]"] = made
+    spec = CompareSpec(of=("model0", "model1"))
+    run = run_stage(compare.run, spec, tmp_path / "compare", inputs=inputs, seed=3)
+    report = ComparisonReport.model_validate_json((run.path / COMPARISON_FILE).read_bytes())
+    (pair,) = report.pairs
+    found = [pair.difference_ratio, pair.low_ratio, pair.high_ratio, pair.mcnemar_p]
+    assert found == pytest.approx(GOLDEN["compare"], abs=1e-4)
+
+
 GOLDEN: dict[str, Any] = {
+    "compare": [0.15, 0.0667, 0.25, 0.0039],
     "features": [1.8437, 1.5334, -0.0577],
     "probe": [82, 85, 75, 89, 83, 87, 107, 108, 103],
     "splits": {"test": 118, "train": 120},
