@@ -8,19 +8,18 @@ from jobs.console import print_document, stderr, stdout, table
 from jobs.model_names import ModelName
 from pipeline.evaluation.attention import Look, Seen, draw_overlay, look_at
 from pipeline.model.saved import load_model
-from schemas.backbones import BackboneSpec
 from schemas.checkpoint import SavedModel
 from schemas.errors import UsageError, VitrailError
-from schemas.model import ViTSpec
 from schemas.model_documents import Guess, ImagePrediction, PredictDocument
 
 SUFFIX = ".attention.png"
 _WHAT = {
-    ("last", True): "attention of the class token, last block",
-    ("last", False): "mean attention on each patch, last block",
-    ("rollout", True): "attention of the class token through all blocks",
-    ("rollout", False): "mean attention on each patch through all blocks",
+    "class token": "attention of the class token",
+    "pooling query": "attention of the pooling query",
+    "mean over patches": "mean attention on each patch",
 }
+_HOW = {"last": "last layer", "rollout": "through all layers"}
+_NOTHING = "nothing"
 _TITLE_CHARS = 34
 
 
@@ -34,11 +33,8 @@ def predict_images(  # a command has as many options as it has
     folder = name.folder()
     model, saved = load_model(folder)
     _check_places(images, out)
-    what = _what(saved.spec, attention)
-    notes = _notes(saved)
-    for note in notes:
-        stderr().print(f"note: {note}", markup=False)
-    found = []
+    what, notes = _NOTHING, _notes(saved)
+    found: list[ImagePrediction] = []
     for image in images:
         seen = look_at(
             model,
@@ -49,10 +45,15 @@ def predict_images(  # a command has as many options as it has
         )
         guesses = _guesses(seen, saved, top)
         overlay = None
-        if seen.attention is not None:
+        if seen.reads is not None:
+            what = f"{_WHAT[seen.reads]}, {_HOW[attention]}"
             overlay = out / (image.name + SUFFIX)
             _draw(overlay, seen, title=_title(image, guesses), caption=what)
+        elif not found:
+            notes = (*notes, f"no attention is drawn: {seen.why_not}")
         found.append(ImagePrediction(image=str(image), top=guesses, overlay=_text(overlay)))
+    for note in notes:
+        stderr().print(f"note: {note}", markup=False)
     document = PredictDocument(
         location=str(folder), attention=what, images=tuple(found), notes=notes
     )
@@ -60,13 +61,6 @@ def predict_images(  # a command has as many options as it has
         print_document(document)
     else:
         _print(document)
-
-
-def _what(spec: BackboneSpec, attention: Look) -> str:
-    """What the overlays show."""
-    if not isinstance(spec, ViTSpec):
-        return "nothing: only a ViT's attention is drawn"
-    return _WHAT[attention, spec.pool == "cls"]
 
 
 def _check_places(images: list[Path], out: Path) -> None:
@@ -88,10 +82,6 @@ def _notes(saved: SavedModel) -> tuple[str, ...]:
         notes.append("nobody said what the classes are called, so they are numbered")
     if saved.spec.num_classes and saved.probabilities == "sigmoid":
         notes.append("every class is a question of its own: probabilities do not add up to one")
-    if not isinstance(saved.spec, ViTSpec):
-        notes.append(f"a model of type {saved.spec.type} has no attention that could be drawn")
-    elif saved.spec.axial:
-        notes.append("no token of axial blocks sees the whole image, so no attention is drawn")
     return tuple(notes)
 
 

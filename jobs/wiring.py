@@ -40,6 +40,7 @@ ENTRY_MODULES: Mapping[str, str] = {
     "features": "jobs.features",
     "probe": "jobs.probe",
     "compare": "jobs.compare",
+    "interpret": "jobs.interpret",
     "report": "jobs.report",
 }
 """Stage kind -> the module whose `run` makes its artifact; imported in the stage's process only."""
@@ -53,6 +54,7 @@ _OWN_CORES: Mapping[str, float] = {
     "features": 1,
     "probe": 1,
     "compare": 1,
+    "interpret": 1,
     "import": 1,
     "report": 1,
 }

@@ -69,7 +69,16 @@ class ReportSpec(StageSpec):
     revision: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = ("jinja2", "matplotlib", "scipy")
     ports: ClassVar[dict[str, tuple[str, ...]]] = {
-        "of": (*SHARD_SETS, "pretrain", "finetune", "evaluate", "baseline", "features", "probe"),
+        "of": (
+            *SHARD_SETS,
+            "pretrain",
+            "finetune",
+            "evaluate",
+            "baseline",
+            "features",
+            "probe",
+            "interpret",
+        ),
     }
     shows_names: ClassVar[bool] = True
 

@@ -10,6 +10,7 @@ from schemas.curation import AppendSpec, FilterSpec, RemoveSpec
 from schemas.data import IngestSpec
 from schemas.evaluation import BaselineSpec, EvaluateSpec, ReportSpec
 from schemas.interchange import ImportSpec
+from schemas.interpret import InterpretSpec
 from schemas.probing import FeaturesSpec, ProbeSpec
 from schemas.spec import Execution, Semantic, Spec
 from schemas.stage import STAGE_NAME
@@ -28,6 +29,7 @@ AnyStage = Annotated[
     | FeaturesSpec
     | ProbeSpec
     | CompareSpec
+    | InterpretSpec
     | ReportSpec,
     Field(discriminator="kind"),
 ]
@@ -47,6 +49,7 @@ STAGE_KINDS: dict[str, type[Any]] = {
         FeaturesSpec,
         ProbeSpec,
         CompareSpec,
+        InterpretSpec,
         ReportSpec,
     )
 }

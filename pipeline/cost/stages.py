@@ -13,6 +13,7 @@ from schemas.data import CorpusSpec, IngestSpec
 from schemas.evaluation import EvaluateSpec
 from schemas.experiment import AnyStage
 from schemas.interchange import ImportSpec, WeightsSource
+from schemas.interpret import InterpretSpec
 from schemas.model import ModelChange, ViTSpec
 from schemas.probing import FeaturesSpec
 from schemas.sources import SourceSpec
@@ -76,7 +77,7 @@ def estimate(
     if isinstance(spec, PretrainSpec | FinetuneSpec):
         training = training_of(node, graph)
         return {} if training is None else _training(training)
-    if isinstance(spec, EvaluateSpec | FeaturesSpec):
+    if isinstance(spec, EvaluateSpec | FeaturesSpec | InterpretSpec):
         model = _model(graph.node(node.inputs["model"].stage), graph)
         count = None if model is None else model_parameters(model)
         size = {} if count is None else {"parameters": float(count)}

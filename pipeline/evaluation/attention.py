@@ -1,6 +1,6 @@
 """What a model says of one image and where it looks, with the preprocessing of evaluation.
 
-Axes: H W pixels, C channels, K classes, A heads, T tokens, R Q rows and columns of patches.
+Axes: H W pixels, C channels, K classes, R Q rows and columns of patches.
 """
 
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from pipeline.data.feed.augment import centre_box
 from pipeline.data.images.prepare import Rejection, prepare
 from pipeline.data.images.render import render
 from pipeline.evaluation.figures import save
-from pipeline.model.attention_maps import attention_maps
+from pipeline.evaluation.interpret.looks import Reads
+from pipeline.evaluation.interpret.looks import look as follow
+from pipeline.evaluation.interpret.pictures import overlay
 from pipeline.model.backbone import Backbone, normalise
-from pipeline.model.vit import ViT
 from schemas.data import ImageSpec
-from schemas.errors import DataError
-from schemas.model import ViTSpec
+from schemas.errors import DataError, SpecError
 from schemas.objectives import Probabilities
 
 Look = Literal["last", "rollout"]
@@ -30,10 +30,6 @@ _LONGEST_PX = 2**16
 """Images are not scaled down before they are cut."""
 _SIDE_INCHES = 3.2
 _TITLE_INCHES = 0.25
-_BRIGHTEST = 0.99
-"""Share of the patches below the top of the colour scale; one bright patch must not hide all."""
-_STRENGTH = 0.8
-"""Opacity of the overlay where attention is strongest."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +40,11 @@ class Seen:
     probabilities: Float[np.ndarray, " K"] | None
     """None for a model without a head."""
     attention: Float[np.ndarray, "R Q"] | None
-    """Share of each patch, sum 1; None for axial blocks, where no token sees the whole image,
-    and for models that are no ViT."""
+    """Share of each patch, sum 1; None where there is no attention over the whole image."""
+    reads: Reads | None
+    """Whose attention it is."""
+    why_not: str
+    """Why there is none; else empty."""
 
 
 def look_at(
@@ -58,7 +57,7 @@ def look_at(
         data: Bytes of an image file of any kind that `ingest` reads.
         name: What errors call the image.
         look: `last`: attention of the last block; `rollout`: followed through all blocks
-            (Abnar & Zuidema 2020). Of the class token where there is one, else on average.
+            (Abnar & Zuidema 2020). Of what the model pools with.
         probabilities: What makes them of the logits.
 
     Raises:
@@ -66,16 +65,22 @@ def look_at(
     """
     pixels = _as_seen(data, model.spec.image_px, name)
     pixels_BCHW = normalise(torch.from_numpy(pixels)[None], model.spec)
-    shares = None
     with torch.no_grad():
         found = model(pixels_BCHW)[0]
-        if isinstance(model, ViT) and not model.spec.axial:
-            maps = [map_BATT[0] for map_BATT in attention_maps(model, pixels_BCHW)]
-            shares = _shares(model.spec, maps, look)
+    shares, reads, why_not = None, None, ""
+    try:
+        looks = follow(model, pixels_BCHW)
+    except SpecError as error:
+        why_not = error.what
+    else:
+        reads = looks.reads
+        shares = (looks.rollout_BRQ if look == "rollout" else looks.last_BRQ)[0].numpy()
     return Seen(
         pixels=pixels,
         probabilities=_shown(found, probabilities).numpy() if model.spec.num_classes else None,
         attention=shares,
+        reads=reads,
+        why_not=why_not,
     )
 
 
@@ -93,26 +98,6 @@ def _as_seen(data: bytes, image_px: tuple[int, int], name: str) -> UInt8[np.ndar
     return pixels
 
 
-def _shares(spec: ViTSpec, maps: list[Tensor], look: Look) -> Float[np.ndarray, "R Q"]:
-    """How much of the attention each patch gets."""
-    mixed_TT = _rollout(maps) if look == "rollout" else maps[-1].mean(dim=0)
-    # Without a class token every token counts: what a patch gets on average is what pooling sees.
-    given_T = mixed_TT[0] if spec.pool == "cls" else mixed_TT.mean(dim=0)
-    patches_N = given_T[spec.leading :]
-    shares: np.ndarray = (patches_N / patches_N.sum()).reshape(spec.grid).numpy()
-    return shares
-
-
-def _rollout(maps: list[Tensor]) -> Tensor:
-    """Attention from the last tokens back to the first: heads averaged, residuals counted half."""
-    tokens = maps[0].shape[-1]
-    through_TT = torch.eye(tokens)
-    for map_ATT in maps:
-        step_TT = (map_ATT.mean(dim=0) + torch.eye(tokens)) / 2
-        through_TT = step_TT @ through_TT
-    return through_TT
-
-
 def draw_overlay(path: Path, seen: Seen, *, title: str, caption: str) -> None:
     """The image beside the same image under its attention, as a PNG.
 
@@ -128,13 +113,9 @@ def draw_overlay(path: Path, seen: Seen, *, title: str, caption: str) -> None:
     plain, covered = figure.subplots(1, 2)
     extent = (0, width, height, 0)
     plain.imshow(seen.pixels, extent=extent)
-    # Grey, so that no colour of the photo is taken for attention.
-    covered.imshow(seen.pixels.mean(axis=2), extent=extent, cmap="gray", vmin=0, vmax=255)
     for axes in (plain, covered):
         axes.set_axis_off()
-    heat = np.clip(seen.attention / np.quantile(seen.attention, _BRIGHTEST), 0.0, 1.0)
-    strength = _STRENGTH * np.sqrt(heat)
-    covered.imshow(heat, extent=extent, cmap="inferno", alpha=strength, interpolation="bilinear")
+    overlay(covered, seen.pixels, seen.attention)
     plain.set_title(title, fontsize=9, loc="left")
     covered.set_title(caption, fontsize=9, loc="left")
     save(figure, path)

@@ -43,12 +43,13 @@ class Attention(nn.Module):
         mixed_BMD: Tensor = self.out(mixed_BAME.transpose(1, 2).reshape(asking_BMD.shape))
         return mixed_BMD
 
-    def weights(self, tokens_BND: Tensor) -> Tensor:
-        """How much each token attends to each: [B, A, N, N], rows sum to 1."""
-        query_BANE, key_BANE = self._query(tokens_BND), self._key(tokens_BND)
-        scores_BANN = query_BANE @ key_BANE.transpose(2, 3) / math.sqrt(query_BANE.shape[-1])
-        bias_BANN = self.bias(query_BANE)
-        return (scores_BANN if bias_BANN is None else scores_BANN + bias_BANN).softmax(dim=-1)
+    def weights(self, tokens_BND: Tensor, asking_BMD: Tensor | None = None) -> Tensor:
+        """How much each token that asks attends to each: [B, A, M, N], rows sum to 1."""
+        query_BAME = self._query(tokens_BND if asking_BMD is None else asking_BMD)
+        key_BANE = self._key(tokens_BND)
+        scores_BAMN = query_BAME @ key_BANE.transpose(2, 3) / math.sqrt(query_BAME.shape[-1])
+        bias_BAMN = self.bias(query_BAME)
+        return (scores_BAMN if bias_BAMN is None else scores_BAMN + bias_BAMN).softmax(dim=-1)
 
     def bias(self, query_BANE: Tensor) -> Tensor | None:  # noqa: ARG002 - for subclasses
         """What is added to the scores."""

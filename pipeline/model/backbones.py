@@ -107,6 +107,14 @@ class ForeignBackbone(Backbone):
     def _pooled(self, pixels_BCHW: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def places(self, tokens: int) -> tuple[int, int, int]:
+        """Tokens before the patches, and rows and columns of the patches, of so many tokens.
+
+        Raises:
+            ValueError: If the library does not say where its tokens belong.
+        """
+        raise NotImplementedError
+
     @property
     def recomputes(self) -> bool:
         """Whether blocks keep nothing for the backward pass and run twice instead."""
@@ -168,11 +176,16 @@ class TimmBackbone(ForeignBackbone):
         found: Tensor = body.forward_features(pixels_BCHW)
         if found.ndim == 4:
             return found if getattr(body, "output_fmt", None) == "NHWC" else found.movedim(1, 3)
+        leading, rows, columns = self.places(found.shape[1])
+        return found[:, leading:].reshape(len(found), rows, columns, -1)
+
+    def places(self, tokens: int) -> tuple[int, int, int]:  # noqa: ARG002 - timm says it itself
+        """As of any library's model; whatever the number of tokens."""
+        body: Any = self.body
         grid = getattr(getattr(body, "patch_embed", None), "grid_size", None)
         if grid is None:
             raise ValueError(f"timm does not say where the tokens of {in_words(self.spec)} belong")
-        patches = found[:, getattr(body, "num_prefix_tokens", 0) :]
-        return patches.reshape(len(patches), *grid, -1)
+        return getattr(body, "num_prefix_tokens", 0), *grid
 
     def _recompute(self, value: bool) -> None:  # noqa: FBT001 - a setting
         body: Any = self.body
@@ -219,11 +232,11 @@ class HFBackbone(ForeignBackbone):
         last: Tensor = body(pixel_values=pixels_BCHW).last_hidden_state
         if last.ndim == 4:
             return last.movedim(1, 3)
-        rows, columns, leading = self._places(last.shape[1])
+        leading, rows, columns = self.places(last.shape[1])
         return last[:, leading:].reshape(len(last), rows, columns, -1)
 
-    def _places(self, tokens: int) -> tuple[int, int, int]:
-        """Rows, columns, and tokens before them; of a pyramid, the patches merged by its stages."""
+    def places(self, tokens: int) -> tuple[int, int, int]:
+        """As of any library's model; of a pyramid, the patches merged by its stages."""
         body: Any = self.body
         patch = getattr(body.config, "patch_size", None)
         merged = len(getattr(body.config, "depths", [0])) - 1
@@ -233,7 +246,7 @@ class HFBackbone(ForeignBackbone):
             rows, columns = height // (patch << merged), width // (patch << merged)
             leading = tokens - rows * columns
             if leading in (0, _CLASS_TOKENS + registers):
-                return rows, columns, leading
+                return leading, rows, columns
         raise ValueError(f"it is not known where the tokens of {in_words(self.spec)} belong")
 
     def _recompute(self, value: bool) -> None:  # noqa: FBT001 - a setting

@@ -26,9 +26,9 @@ _BESIDES = ("mask_token", "colours.", "decoder.")
 class Corruption:
     """What stands where, instead of the embedded patches."""
 
-    source_BN: Int[Tensor, "B N"]  # noqa: N815 - tensors carry their axes in their names
+    source_BN: Int[Tensor, "B N"]
     """The patch that each place shows: mostly its own; int64."""
-    masked_BN: Bool[Tensor, "B N"]  # noqa: N815
+    masked_BN: Bool[Tensor, "B N"]
     """Where the learned token stands instead."""
 
 

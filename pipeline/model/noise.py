@@ -16,10 +16,10 @@ from schemas.model import ViTSpec
 class ForwardNoise:
     """One pass's chances; None leaves that part out, so that the pass is deterministic."""
 
-    keep_path_BL: Float[Tensor, "B L"] | None = None  # noqa: N815 - tensors carry their axes
+    keep_path_BL: Float[Tensor, "B L"] | None = None
     """Factor of each residual branch: 0, or 1 / (1 - its rate). Branches are in the order in which
     they run: attention, then MLP, of each block."""
-    kept_patches_BM: Int[Tensor, "B M"] | None = None  # noqa: N815
+    kept_patches_BM: Int[Tensor, "B M"] | None = None
     """Indices of the patches that stay, in reading order of the grid; int64."""
 
     def to(self, device: torch.device) -> "ForwardNoise":

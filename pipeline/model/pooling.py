@@ -21,7 +21,10 @@ class AttentionPooling(nn.Module):
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
         """All tokens [B, N, D] -> one vector for each image [B, D]."""
-        probe_B1D = self.probe.expand(tokens_BND.shape[0], 1, -1).to(tokens_BND.dtype)
-        pooled_BD = self.attention(tokens_BND, probe_B1D)[:, 0]
+        pooled_BD = self.attention(tokens_BND, self.asking(tokens_BND))[:, 0]
         out_BD: Tensor = pooled_BD + self.dense2(self.gelu(self.dense1(self.norm(pooled_BD))))
         return out_BD
+
+    def asking(self, tokens_BND: Tensor) -> Tensor:
+        """The learned query for each image of a batch, [B, 1, D]."""
+        return self.probe.expand(tokens_BND.shape[0], 1, -1).to(tokens_BND.dtype)

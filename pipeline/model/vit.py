@@ -156,15 +156,20 @@ class Encoder(nn.Module):
 
     def _placed(self, tokens_BTD: Tensor, layer: int, stay_BT: Tensor | None) -> Tensor:
         """Tokens with the positions of this layer added."""
+        position_ND = self.positions(layer)
+        if position_ND is None:
+            return tokens_BTD
+        position_TD = for_all_tokens(position_ND, self.spec)
+        return tokens_BTD + (position_TD if stay_BT is None else position_TD[stay_BT])
+
+    def positions(self, layer: int) -> Tensor | None:
+        """What is added at the input of a block, [S + N, D]; None for models without a table."""
         position = self.position
         if self.position_rows is not None and self.position_columns is not None:
             position = crossed(self.position_rows, self.position_columns)
             if self.position_slots is not None:
                 position = torch.cat([self.position_slots, position], dim=-2)
-        if position is None:
-            return tokens_BTD
-        position_TD = for_all_tokens(position[layer] if position.ndim == 3 else position, self.spec)
-        return tokens_BTD + (position_TD if stay_BT is None else position_TD[stay_BT])
+        return position[layer] if position is not None and position.ndim == 3 else position
 
     def _through(
         self, block: nn.Module, tokens_BTD: Tensor, index: int, keep_BL: Tensor | None

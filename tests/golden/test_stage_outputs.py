@@ -20,6 +20,7 @@ from jobs import (
     features,
     import_weights,
     ingest,
+    interpret,
     probe,
     remove,
     train,
@@ -33,6 +34,7 @@ from schemas.curation import AppendSpec, FilterSpec, RemoveSpec
 from schemas.data import IngestSpec
 from schemas.evaluation import AccuracyReport, BaselineSpec, EvaluateSpec
 from schemas.interchange import ImportSpec
+from schemas.interpret import InterpretReport, InterpretSpec
 from schemas.manifest import DATASET_FOLDER
 from schemas.probing import (
     FEATURES_FILE,
@@ -151,6 +153,20 @@ def test_finetune_and_evaluate(digits: StageRun, pretrained: StageRun, tmp_path:
     assert measured.output.metrics["test/nll"] == pytest.approx(GOLDEN["nll"], abs=LOSS_TOLERANCE)
 
 
+def test_interpret(digits: StageRun, pretrained: StageRun, tmp_path: Path) -> None:
+    spec = InterpretSpec.parse({"data": "digits", "model": "pretrained", "attention_images": 20})
+    inputs = {"data": digits.at("test"), "model": pretrained.at(None)}
+    made = run_stage(interpret.run, spec, tmp_path / "insight", inputs=inputs, seed=3)
+    report = InterpretReport.parse(json.loads((made.path / "interpret.json").read_text()))
+    assert report.attention is not None
+    assert report.layers is not None
+    assert [it.uid[:8] for it in report.shown[:2]] == GOLDEN["shown"]
+    assert np.mean(report.attention.distances_px, axis=1) == pytest.approx(
+        GOLDEN["distances"], abs=LOSS_TOLERANCE
+    )
+    assert report.layers.cka[0][1] == pytest.approx(GOLDEN["cka"], abs=1e-3)
+
+
 def test_import(tmp_path: Path) -> None:
     shapes = {
         "embedding/kernel": (4, 4, 3, 8),
@@ -242,6 +258,9 @@ GOLDEN: dict[str, Any] = {
     "mae_loss": 1.0578409433364868,
     "finetune_loss": 1.1254479885101318,
     "import": [-0.63974929, -1.776366, -1.27980018],
+    "shown": ["87792967", "4ce968c1"],
+    "distances": [3.4511370992013144, 3.5521613478017984],
+    "cka": 0.8748223345805579,
     "nll": 1.102529802446306,
     "baseline": {"logistic_regression": (117, 118), "nearest_neighbour": (118, 118)},
 }

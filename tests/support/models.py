@@ -2,6 +2,10 @@
 
 from pathlib import Path
 
+from torch import Tensor
+
+from pipeline.model.attention_maps import each_attention
+from pipeline.model.backbone import Backbone
 from pipeline.model.building import build
 from pipeline.model.saved import save_model
 from schemas.checkpoint import MODEL_FOLDER, SavedModel
@@ -28,3 +32,10 @@ def saved_model(
     made = artifact(folder, "model", "finetune")
     save_model(Path(made.path) / MODEL_FOLDER, weights, saved)
     return made
+
+
+def weights_of(model: Backbone, pixels: Tensor) -> list[Tensor]:
+    """The weights of every attention, from the first."""
+    found: list[Tensor] = []
+    each_attention(model, pixels, lambda attended: found.append(attended.weights_SAMT))
+    return found

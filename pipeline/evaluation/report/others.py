@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.evaluation.report.cells import main, names, numbers, row, text
+from pipeline.evaluation.report.insights import INSIGHTS, absent_table
 from pipeline.evaluation.report.pictures import copy_figures
 from pipeline.evaluation.report.probes import PROBES, probe_tables
 from pipeline.evaluation.report.sources import metrics_of, of_kinds
@@ -39,7 +40,14 @@ def final_figures(source: InputArtifact) -> tuple[Table, ...]:
     return (Table(title=f"{source.stage}: final figures", columns=head, rows=rows),) if rows else ()
 
 
-KINDS = (Kind("probe", "Probes", PROBES, probe_tables),)
+def _insights(source: InputArtifact) -> tuple[Table, ...]:
+    return (*final_figures(source), *absent_table(source))
+
+
+KINDS = (
+    Kind("probe", "Probes", PROBES, probe_tables),
+    Kind("interpret", "What the model has learned", INSIGHTS, _insights),
+)
 
 
 def own_sections(folder: Path, sources: Sequence[InputArtifact]) -> list[Section]:

@@ -126,7 +126,7 @@ def test_a_resnet_names_what_is_on_an_image_and_draws_no_attention(
     document = json.loads(told)
     assert len(document["images"][0]["top"]) == 3
     assert document["images"][0]["overlay"] is None
-    assert document["notes"] == ["a model of type resnet has no attention that could be drawn"]
+    assert document["notes"] == ["no attention is drawn: a model of type resnet has no attention"]
 
 
 FOREIGN = {

@@ -15,7 +15,6 @@ from pipeline.data.feed.augment import centre_box
 from pipeline.data.images.codec import encode
 from pipeline.data.images.render import render
 from pipeline.evaluation.attention import Look, Seen, look_at
-from pipeline.model.attention_maps import attention_maps
 from pipeline.model.backbone import Backbone, normalise
 from pipeline.model.interchange import load, save
 from pipeline.model.saved import load_model, save_model
@@ -27,7 +26,7 @@ from schemas.model_documents import ExportedModel, ModelCard, ModelDocument, Pre
 from schemas.objectives import Probabilities
 from tests.support.commands import answer, document, vitrail
 from tests.support.foreign import randomise
-from tests.support.models import tiny_spec
+from tests.support.models import tiny_spec, weights_of
 from tests.support.workspaces import keep
 
 TEXT = """\
@@ -310,13 +309,13 @@ def test_attention_is_that_of_its_definition(place: Place, pool: str) -> None:
         "rollout": seen_photo(place, model, "rollout"),
     }
     pixels = normalise(torch.from_numpy(found["last"].pixels)[None], model.spec)
-    maps = [it[0].mean(dim=0).numpy() for it in attention_maps(model, pixels)]
+    maps = [it[0].mean(dim=0).numpy() for it in weights_of(model, pixels)]
     lead = model.spec.leading
     through = np.eye(len(maps[0]))
     for weights in maps:
         through = 0.5 * (weights + np.eye(len(weights))) @ through
     for look, whole in (("last", maps[-1]), ("rollout", through)):
-        given = whole[0] if pool == "cls" else whole.mean(axis=0)
+        given = whole[0] if pool == "cls" else whole[lead:].mean(axis=0)  # as pooling reads them
         wanted = given[lead:] / given[lead:].sum()
         seen = found[look].attention
         assert seen is not None

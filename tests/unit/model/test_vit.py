@@ -7,12 +7,10 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from pipeline.cost import vit_parameters
-from pipeline.model.attention_maps import attention_maps
 from pipeline.model.backbone import normalise
 from pipeline.model.vit import KEY_BIAS, ViT, build, patchify
-from schemas.errors import SpecError
 from schemas.model import ModelSpec, ResNetStemSpec
-from tests.support.models import tiny_spec
+from tests.support.models import tiny_spec, weights_of
 
 R26, R50 = {"blocks": [2, 2, 2, 2]}, {"blocks": [3, 4, 6, 3]}
 PAPER: list[tuple[str, int, dict[str, Any], int]] = [
@@ -122,7 +120,7 @@ def test_features_are_taken_as_the_spec_says(pool: str) -> None:
 def test_attention_maps_are_what_the_blocks_use(position: str) -> None:
     model = build(tiny_spec(position=position, registers=2, qk_norm=True), seed=3).eval()
     pixels = torch.randn(2, 3, 8, 12)
-    maps = attention_maps(model, pixels)
+    maps = weights_of(model, pixels)
     assert [tuple(it.shape) for it in maps] == [(2, 3, 9, 9)] * 2
     assert torch.allclose(maps[1].sum(dim=-1), torch.ones(2, 3, 9))
     first, attention = model.hidden_states(pixels)[0], model.blocks[1].attention
@@ -130,11 +128,6 @@ def test_attention_maps_are_what_the_blocks_use(position: str) -> None:
     value = attention.value(tokens).view(2, 9, 3, 8).transpose(1, 2)
     mixed = attention.out((maps[1] @ value).transpose(1, 2).reshape(2, 9, 24))
     assert torch.allclose(attention(tokens), mixed, atol=1e-6)
-
-
-def test_axial_blocks_have_no_map_of_the_image() -> None:
-    with pytest.raises(SpecError, match="no attention over the whole image"):
-        attention_maps(build(tiny_spec(axial=True, pool="gap"), seed=0), torch.zeros(1, 3, 8, 12))
 
 
 def test_initial_weights_of_other_parts_are_the_authors() -> None:
