@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from infra.storage import LocalStore, open_store
 from jobs.console import print_document
 from jobs.import_weights import remarks
 from jobs.model_commands import facts, own_document
 from jobs.model_names import ModelName
-from schemas.artifacts import FILES_FOLDER, StageRecord, StageResult
-from schemas.errors import IntegrityError
+from schemas.artifacts import FILES_FOLDER, StageRecord
 from schemas.model_documents import CardArtifact, CardMeasurement, ModelCard
 
 _CLASSES_SHOWN = 100
@@ -55,8 +55,9 @@ def model_card(folder: Path) -> ModelCard:
 class _Made:
     """A model's artifact in a store."""
 
+    store: LocalStore
     artifacts: Path
-    """Folder of all artifacts."""
+    """Folder of all artifacts in it."""
     name: str
     record: StageRecord
 
@@ -64,10 +65,16 @@ class _Made:
     def of(cls, folder: Path) -> "_Made | None":
         """The artifact around the folder of a model; None where it lies by itself."""
         files = folder.resolve().parent
-        attempt, artifact = files.parent, files.parent.parent.parent
+        artifact = files.parent.parent.parent
         if files.name != FILES_FOLDER or not (artifact / "result.json").is_file():
             return None
-        return cls(artifact.parent, artifact.name, _record(attempt / "record.json"))
+        store = open_store(str(artifact.parent.parent))
+        result = store.named(artifact.name)
+        return (
+            None
+            if result is None
+            else cls(store, artifact.parent, result.artifact, store.record(result))
+        )
 
     def lineage(self) -> Iterator[CardArtifact]:
         """This artifact and all that it was made from, each once."""
@@ -77,11 +84,11 @@ class _Made:
             if name in told:
                 continue
             told.add(name)
-            result = self._result(name)
+            result = self.store.named(name)
             if result is None:
                 yield CardArtifact(artifact=name, stage="", kind="", digest=None, reads={})
                 continue
-            record = self._record_of(result)
+            record = self.store.record(result)
             waiting += record.input_artifacts.values()
             yield CardArtifact(
                 artifact=name,
@@ -94,10 +101,10 @@ class _Made:
     def measurements(self) -> Iterator[CardMeasurement]:
         """Figures of every stage that read the model and made none itself."""
         for path in sorted(self.artifacts.glob("*/result.json")):
-            result = self._result(path.parent.name)
+            result = self.store.named(path.parent.name)
             if result is None or result.kind not in ("evaluate", "probe", "robustness"):
                 continue
-            record = self._record_of(result)
+            record = self.store.record(result)
             if record.input_artifacts.get("model") == self.name:
                 data = record.input_artifacts.get("data", "")
                 yield CardMeasurement(
@@ -106,21 +113,6 @@ class _Made:
                     data=data,
                     metrics=record.metrics,
                 )
-
-    def _result(self, name: str) -> StageResult | None:
-        path = self.artifacts / name / "result.json"
-        return StageResult.model_validate_json(path.read_bytes()) if path.is_file() else None
-
-    def _record_of(self, result: StageResult) -> StageRecord:
-        attempt = self.artifacts / result.artifact / "attempts" / result.attempt
-        return _record(attempt / "record.json")
-
-
-def _record(path: Path) -> StageRecord:
-    try:
-        return StageRecord.model_validate_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise IntegrityError(f"{path} cannot be read ({error})") from error
 
 
 def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:

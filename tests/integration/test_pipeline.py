@@ -121,7 +121,7 @@ def test_mlflow_mirrors_the_run(made: Made) -> None:
     assert [it.dataset.name for it in transfer.inputs.dataset_inputs] == ["downstream"]
     assert client.get_model_version_by_alias("digits", "candidate").run_id == transfer.info.run_id
     report = {file.path for file in client.list_artifacts(children["report"].info.run_id)}
-    assert "report.html" in report
+    assert {"report.html", "report.md", "report.json"} <= report
 
 
 def test_a_submitted_run_makes_the_same_bytes(
