@@ -1,13 +1,12 @@
 """Section `accuracy`: what was measured on which images, alone and over variants of a matrix."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.evaluation import figures, study
 from pipeline.evaluation.report.answers import detail_tables
 from pipeline.evaluation.report.cells import (
     amounts,
-    computed,
     interval,
     main,
     names,
@@ -16,10 +15,12 @@ from pipeline.evaluation.report.cells import (
     text,
     words,
 )
+from pipeline.evaluation.report.measured import measured, trace_in
 from pipeline.evaluation.report.sources import of_kinds
+from pipeline.evaluation.report.variants import differences_table, mean_headline, means_table
 from pipeline.evaluation.report.words import in_words
-from pipeline.evaluation.tables import ACCURACY_FILE, accuracy_rows
-from schemas.report import FIGURES_FOLDER, AccuracyRow, DifferenceRow, MeanRow
+from pipeline.evaluation.tables import accuracy_rows
+from schemas.report import FIGURES_FOLDER, AccuracyRow
 from schemas.report_page import (
     Cell,
     Headline,
@@ -28,8 +29,6 @@ from schemas.report_page import (
     Section,
     ShownFigure,
     Table,
-    Trace,
-    Unit,
 )
 from schemas.runs import InputArtifact
 
@@ -53,7 +52,7 @@ def headlines(rows: Rows) -> tuple[Headline, ...]:
     """The first models and baselines; over a matrix their means."""
     means = study.means(rows)
     if means:
-        return tuple(_mean_headline(it, rows) for it in means[:_MOST_HEADLINES])
+        return tuple(mean_headline(it, rows) for it in means[:_MOST_HEADLINES])
     return tuple(_headline(it) for it in rows[:_MOST_HEADLINES])
 
 
@@ -61,16 +60,16 @@ def accuracy_section(
     folder: Path, sources: Sequence[InputArtifact], rows: Rows, drawn: Sequence[ShownFigure]
 ) -> Section:
     """All tables; draws the bars into `folder`. `drawn` are the figures of the stages."""
-    measured = of_kinds(sources, *KINDS)
-    details = measured if len(measured) <= _MOST_DETAILED else []
+    stages = of_kinds(sources, *KINDS)
+    details = stages if len(stages) <= _MOST_DETAILED else []
     return Section(
         name="accuracy",
         title="Accuracy",
         intro="Share of images whose class was named correctly (top-1), each image of the split "
         "counted once, with the 95 % Wilson score interval.",
         tables=(
-            *_means_table(rows),
-            *_differences_table(rows),
+            *means_table(rows),
+            *differences_table(rows),
             *_measured_table(rows),
             *_chosen_table(rows),
             *(table for it in details for table in detail_tables(it)),
@@ -104,10 +103,10 @@ def _measured_row(found: AccuracyRow) -> Row:
         [
             text(found.stage),
             text(in_words(found.method)),
-            numbers(_number(found, "top1_ratio", "ratio")),
+            numbers(measured(found, "top1_ratio", "ratio")),
             _interval(found),
-            numbers(_number(found, "correct", "count")),
-            numbers(_number(found, "total", "count")),
+            numbers(measured(found, "correct", "count")),
+            numbers(measured(found, "total", "count")),
             text(found.split),
         ],
         found.artifact,
@@ -135,91 +134,6 @@ def _chosen_table(rows: Rows) -> tuple[Table, ...]:
             rows=tuple(chosen),
             folded=True,
         ),
-    )
-
-
-def _means_table(rows: Rows) -> tuple[Table, ...]:
-    means = study.means(rows)
-    if not means:
-        return ()
-    head = (
-        *names("stage"),
-        *words("method"),
-        *main("mean"),
-        *amounts("95 % interval", "variants"),
-        *words("each"),
-    )
-    return (
-        Table(
-            title="Over the variants",
-            note="Mean top-1 over the variants of the matrix, with the 95 % t-interval of the "
-            "mean. It takes the variants for independent repetitions.",
-            columns=head,
-            rows=tuple(_mean_row(it, rows) for it in means),
-        ),
-    )
-
-
-def _mean_row(mean: MeanRow, rows: Rows) -> Row:
-    measured = _variants(rows, mean.stage, mean.method, mean.variants)
-    return row(
-        [
-            text(mean.stage),
-            text(in_words(mean.method)),
-            numbers(_mean_number(mean, rows)),
-            _t_interval(mean, "ratio", _traces(measured)),
-            numbers(computed(len(measured), "count", _traces(measured), how="how many")),
-            numbers(*(_number(it, "top1_ratio", "ratio") for it in measured)),
-        ]
-    )
-
-
-def _differences_table(rows: Rows) -> tuple[Table, ...]:
-    found = study.differences(rows)
-    if not found:
-        return ()
-    head = (
-        *names("first", "second"),
-        *main("difference"),
-        *amounts("95 % interval", "variants"),
-        *words("verdict"),
-    )
-    return (
-        Table(
-            title="Paired differences",
-            note="First less second in percentage points, paired by variant on the same images, "
-            "with the 95 % t-interval of the mean. Each interval stands alone: none is widened "
-            "for the number of pairs.",
-            columns=head,
-            rows=tuple(_difference_row(it, rows) for it in found),
-        ),
-    )
-
-
-def _difference_row(difference: DifferenceRow, rows: Rows) -> Row:
-    methods = {study.label(study.split_name(it.stage).stage, it.method): it for it in rows}
-    pair = [methods[name] for name in (difference.first, difference.second)]
-    firsts, seconds = (
-        _variants(rows, study.split_name(it.stage).stage, it.method, difference.variants)
-        for it in pair
-    )
-    traces = _traces([*firsts, *seconds])
-    return row(
-        [
-            text(in_words(difference.first)),
-            text(in_words(difference.second)),
-            numbers(
-                computed(
-                    difference.mean_ratio,
-                    "points",
-                    traces,
-                    how="mean of the first half less mean of the second",
-                )
-            ),
-            _t_interval(difference, "points", traces),
-            numbers(computed(len(difference.variants), "count", traces, how="half of how many")),
-            text(_verdict(difference.low_ratio, difference.high_ratio)),
-        ]
     )
 
 
@@ -253,67 +167,16 @@ def _draw_bars(folder: Path, rows: Rows) -> tuple[ShownFigure, ...]:
 def _headline(found: AccuracyRow) -> Headline:
     return Headline(
         title=study.label(found.stage, in_words(found.method)),
-        number=_number(found, "top1_ratio", "ratio"),
+        number=measured(found, "top1_ratio", "ratio"),
         measure=f"top-1 on {found.split}, 95 % interval",
         detail=_interval(found),
     )
 
 
-def _mean_headline(mean: MeanRow, rows: Rows) -> Headline:
-    traces = _traces(_variants(rows, mean.stage, mean.method, mean.variants))
-    return Headline(
-        title=study.label(mean.stage, in_words(mean.method)),
-        number=_mean_number(mean, rows),
-        measure=f"mean top-1 of {len(mean.variants)} variants, 95 % interval",
-        detail=_t_interval(mean, "ratio", traces),
-    )
-
-
-def _mean_number(mean: MeanRow, rows: Rows) -> Number:
-    traces = _traces(_variants(rows, mean.stage, mean.method, mean.variants))
-    return computed(mean.mean_ratio, "ratio", traces, how="mean")
-
-
-def _t_interval(of: MeanRow | DifferenceRow, unit: Unit, traces: Sequence[Trace]) -> Cell:
-    return interval(
-        computed(of.low_ratio, unit, traces, how="low end of the t-interval"),
-        computed(of.high_ratio, unit, traces, how="high end of the t-interval"),
-    )
-
-
 def _interval(found: AccuracyRow) -> Cell:
-    return interval(_number(found, "low_ratio", "ratio"), _number(found, "high_ratio", "ratio"))
-
-
-def _number(found: AccuracyRow, name: str, unit: Unit) -> Number:
-    trace = _trace(found, f"/accuracies/{found.place}/{name}")
-    return Number(value=getattr(found, name), unit=unit, traces=(trace,))
+    return interval(measured(found, "low_ratio", "ratio"), measured(found, "high_ratio", "ratio"))
 
 
 def _chosen(found: AccuracyRow, name: str) -> Number:
-    trace = _trace(found, f"/chosen/{found.method}.{name}")
+    trace = trace_in(found, f"/chosen/{found.method}.{name}")
     return Number(value=found.chosen[name], unit="plain", traces=(trace,))
-
-
-def _trace(found: AccuracyRow, where: str) -> Trace:
-    return Trace(artifact=found.artifact, file=ACCURACY_FILE, where=where)
-
-
-def _traces(rows: Rows) -> list[Trace]:
-    return [_trace(it, f"/accuracies/{it.place}/top1_ratio") for it in rows]
-
-
-def _variants(rows: Rows, stage: str, method: str, variants: Sequence[str]) -> list[AccuracyRow]:
-    """The rows of one method of a stage, in the order of `variants`."""
-    by_variant: Mapping[str | None, AccuracyRow] = {
-        study.split_name(it.stage).variant: it
-        for it in rows
-        if (study.split_name(it.stage).stage, it.method) == (stage, method)
-    }
-    return [by_variant[variant] for variant in variants]
-
-
-def _verdict(low: float, high: float) -> str:
-    if low > 0:
-        return "first is ahead"
-    return "second is ahead" if high < 0 else "not told apart"
