@@ -59,6 +59,18 @@ class BaselineSpec(StageSpec):
     fixed_splits: ClassVar[dict[str, tuple[str, ...]]] = {"data": ("train", "test")}
 
 
+_SHOWN = (
+    "pretrain",
+    "finetune",
+    "evaluate",
+    "baseline",
+    "compare",
+    "features",
+    "probe",
+    "interpret",
+)
+
+
 class ReportSpec(StageSpec):
     """One page with tables and figures of other stages; with a matrix, over all variants."""
 
@@ -69,16 +81,7 @@ class ReportSpec(StageSpec):
     revision: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = ("jinja2", "matplotlib", "scipy")
     ports: ClassVar[dict[str, tuple[str, ...]]] = {
-        "of": (
-            *SHARD_SETS,
-            "pretrain",
-            "finetune",
-            "evaluate",
-            "baseline",
-            "features",
-            "probe",
-            "interpret",
-        ),
+        "of": (*SHARD_SETS, *_SHOWN),
     }
     shows_names: ClassVar[bool] = True
 

@@ -10,6 +10,13 @@ import pyarrow as pa
 from pipeline.data.staging import write_table
 from pipeline.evaluation.figures import draw_confusion, write_notes
 from pipeline.evaluation.metrics import accuracy_report, measure
+from schemas.comparison import (
+    COMPARISON_FILE,
+    ComparedModel,
+    ComparedPair,
+    ComparisonReport,
+)
+from schemas.interpret import INTERPRET_FILE, Absent, Attention, InterpretReport
 from schemas.manifest import (
     DATASET_FOLDER,
     MANIFEST_FILE,
@@ -91,6 +98,53 @@ def probed(folder: Path, stage: str) -> InputArtifact:
         chosen={"logistic_regression.C": 0.25},
     )
     _write(Path(made.path) / PROBE_FILE, report)
+    return made
+
+
+def compared(folder: Path, stage: str) -> InputArtifact:
+    """A `compare` artifact of two models that are told apart."""
+    made = artifact(folder, stage, "compare")
+    models = tuple(
+        ComparedModel(name=name, correct=right, top1_ratio=right / 100, low_ratio=0, high_ratio=1)
+        for name, right in (("transfer", 93), ("scratch", 81))
+    )
+    pair = ComparedPair(
+        first="transfer",
+        second="scratch",
+        only_first_correct=15,
+        only_second_correct=3,
+        difference_ratio=0.12,
+        low_ratio=0.05,
+        high_ratio=0.19,
+        mcnemar_p=0.0075,
+        mcnemar_mid_p=0.0045,
+        holm_p=0.0075,
+    )
+    report = ComparisonReport(images=100, resamples=1000, seed=1, models=models, pairs=(pair,))
+    _write(Path(made.path) / COMPARISON_FILE, report)
+    return made
+
+
+def explained(folder: Path, stage: str) -> InputArtifact:
+    """An `interpret` artifact of a model of two layers and two heads, without positions."""
+    made = artifact(folder, stage, "interpret")
+    report = InterpretReport(
+        split="test",
+        image_px=(8, 8),
+        class_names=CLASSES,
+        shown=(),
+        attention=Attention(
+            images=4,
+            patch_px=(4.0, 4.0),
+            layers=("block 1", "block 2"),
+            distances_px=((1.0, 2.0), (3.0, 3.5)),
+            uniform_distances_px=(2.7, 2.7),
+            entropies=((0.9, 0.7), (0.5, 0.25)),
+            leading_ratios=((0.0, 0.25), (0.5, 0.5)),
+        ),
+        absent=(Absent(section="positions", reason="it has <none>"),),
+    )
+    _write(Path(made.path) / INTERPRET_FILE, report)
     return made
 
 

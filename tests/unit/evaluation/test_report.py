@@ -14,7 +14,16 @@ from schemas.report import FIGURES_FOLDER, FigureNote, SearchReport, SearchTrial
 from schemas.report_page import Cell, ReportDocument, Table, Trace
 from schemas.runs import InputArtifact
 from schemas.spec import canonical_json
-from tests.support.evaluation import artifact, measured, noted, probed, shard_set, trained
+from tests.support.evaluation import (
+    artifact,
+    compared,
+    explained,
+    measured,
+    noted,
+    probed,
+    shard_set,
+    trained,
+)
 from tests.support.report_pages import PageReader, numbers_of, read_trace, recomputed, stored
 
 CURVE = [(1, 2.0), (2, 1.5), (3, 0.8765)]
@@ -33,7 +42,9 @@ def everything(folder: Path) -> list[InputArtifact]:
             "baseline",
             correct={"nearest_neighbour": 88, "logistic_regression": 95},
         ),
+        compared(folder, "pairs"),
         probed(folder, "shots"),
+        explained(folder, "insight"),
     ]
 
 
@@ -232,6 +243,20 @@ def test_probes_are_shown_by_shots_and_by_method(tmp_path: Path) -> None:
     assert "1 65.0 % 10.0 % to 100.0 % 2 60.0 % , 70.0 % probe-" in text
     assert "knn 20 90.0 % 82.6 % to 94.5 % 90 100 probe-" in text
     assert "logistic regression.C 0.25 probe-" in text
+
+
+def test_comparisons_are_shown_pair_by_pair(tmp_path: Path) -> None:
+    make(tmp_path / "out", [compared(tmp_path, "pairs")])
+    text = text_of((tmp_path / "out" / "report.html").read_text())
+    row = "transfer scratch +12.0 +5.0 to +19.0 15 3 0.0075 0.0075 first is ahead compare-"
+    assert row in text
+
+
+def test_what_explains_a_model_is_shown_layer_by_layer(tmp_path: Path) -> None:
+    make(tmp_path / "out", [explained(tmp_path, "insight")])
+    text = text_of((tmp_path / "out" / "report.html").read_text())
+    assert "block 2 3.25 2.7 37.5 % 50.0 % interpret-" in text
+    assert "positions it has <none> interpret-" in text
 
 
 def test_ancestors_that_nobody_asked_for_are_in_the_lineage(tmp_path: Path) -> None:
