@@ -9,10 +9,11 @@ import torch
 from infra.ray_gang_failures import is_memory, out_of_memory
 from infra.worker_gang import Foreman, Gang, run_gang
 from jobs.stage import StageOutput, StageTools
-from jobs.train_plan import TrainPlan, initial_model, objective_of, open_data
+from jobs.train_plan import TrainPlan, initial_model, narrow, objective_of, open_data
 from jobs.train_worker import CHECKPOINTS, prepare_torch, run_alone, run_in_gang
 from pipeline.model.backbone import batch_statistics
 from pipeline.model.building import unfilled
+from pipeline.model.freezing import is_frozen
 from pipeline.model.saved import load_saved
 from pipeline.training.checkpoint import newest_step
 from pipeline.training.loop import Watch
@@ -28,7 +29,8 @@ from schemas.report import SEARCH_FILE, SearchReport
 from schemas.resources import ResourcesSpec
 from schemas.runs import StageRequest
 from schemas.spec import canonical_json
-from schemas.training import FinetuneSpec, PretrainSpec, SearchSpec
+from schemas.training import FinetuneSpec, PretrainSpec
+from schemas.tuning import SearchSpec
 
 GANG_NOTES = "ray"
 SEARCH_JOURNAL = "search.jsonl"
@@ -37,7 +39,8 @@ SEARCH_JOURNAL = "search.jsonl"
 def run(request: StageRequest, tools: StageTools) -> StageOutput:
     """Train the model of `request` and write it into the attempt.
 
-    Files: `model/` (weights and description); `search.json` after a search. Progress: checkpoints
+    Files: `model/` (weights and description); `adapter/` (what `lora` learned); `search.json` after
+    a search. Progress: checkpoints
     and finished trials, from which a later attempt at the same key goes on.
 
     Raises:
@@ -61,7 +64,7 @@ def _check_statistics(plan: TrainPlan) -> None:
     """What is learned must not depend on how the work is spread, which is not in the key."""
     samples = plan.spec.batch.global_samples
     smallest = min(plan.micro_batch(world) for world in plan.spec.worlds())
-    layers = [] if smallest == samples else _layers_of_batches(plan.model)
+    layers = [] if smallest == samples else _layers_of_batches(plan)
     if layers:
         raise SpecError(
             f"{len(layers)} layers of this model normalise by the statistics of one forward "
@@ -72,9 +75,13 @@ def _check_statistics(plan: TrainPlan) -> None:
         )
 
 
-def _layers_of_batches(model: BackboneSpec) -> list[str]:
+def _layers_of_batches(plan: TrainPlan) -> list[str]:
     """The layers for which the samples of one forward are more than a sum."""
-    return [] if isinstance(model, ViTSpec | ResNetSpec) else batch_statistics(unfilled(model))
+    if isinstance(plan.model, ViTSpec | ResNetSpec):
+        return []
+    model = unfilled(plan.model)
+    narrow(model, plan)
+    return [name for name in batch_statistics(model) if not is_frozen(model.get_submodule(name))]
 
 
 def _plan(request: StageRequest, tools: StageTools) -> TrainPlan:
@@ -194,7 +201,7 @@ def _trained(plan: TrainPlan, tools: StageTools) -> dict[str, float]:
 
 def _with_half_micro_batch(plan: TrainPlan) -> TrainPlan | None:
     """None where the smallest piece was too large already, or pieces would change the result."""
-    if _layers_of_batches(plan.model):
+    if _layers_of_batches(plan):
         return None
     most = max(plan.micro_batch(world) for world in plan.spec.worlds())
     smaller = replace(plan, largest_micro_batch=max(1, most // 2))

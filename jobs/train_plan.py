@@ -7,8 +7,10 @@ import torch
 
 from pipeline.data.feed.mixtures import AnyData, MixedSplit
 from pipeline.data.shards.shard_set import AnySplit, ShardSet
+from pipeline.model.adapters import add_lora
 from pipeline.model.backbone import Backbone
 from pipeline.model.building import build, compile_blocks
+from pipeline.model.freezing import freeze
 from pipeline.model.mae import build_mae
 from pipeline.model.masked import build_masked
 from pipeline.model.saved import load_model, load_weights
@@ -135,4 +137,15 @@ def initial_model(plan: TrainPlan) -> Backbone:
         for name, parameter in model.named_parameters():
             if name in HEAD_BIASES:
                 torch.nn.init.constant_(parameter, plan.spec.objective.head_bias)
+    narrow(model, plan)
     return model
+
+
+def narrow(model: Backbone, plan: TrainPlan) -> None:
+    """Freeze what the spec wants kept, and put narrow matrices beside it where it wants such."""
+    if not isinstance(plan.spec, FinetuneSpec):
+        return
+    if plan.spec.freeze is not None:
+        freeze(model, plan.spec.freeze)
+    if plan.spec.lora is not None:
+        add_lora(model, plan.spec.lora, seed=plan.request.seed)

@@ -27,6 +27,7 @@ from pipeline.cost import Layout, lay_out
 from pipeline.data.feed.loader import Batch, TrainLoader, probe_batch
 from pipeline.data.shards.shard_set import ShardSet
 from pipeline.evaluation.classify import check_same_classes
+from pipeline.model.adapters import save_adapter, without_lora
 from pipeline.model.masked import encoder_weights
 from pipeline.model.saved import save_model
 from pipeline.training.checkpoint import read_model
@@ -43,7 +44,8 @@ from schemas.checkpoint import MODEL_FOLDER, RunProgress, SavedModel
 from schemas.manifest import DATASET_FOLDER
 from schemas.objectives import SupervisedSpec
 from schemas.runs import StageRequest
-from schemas.training import PretrainSpec
+from schemas.training import FinetuneSpec, PretrainSpec
+from schemas.tuning import ADAPTER_FOLDER
 
 CHECKPOINTS = "checkpoints"
 PROBE_SAMPLES = 4
@@ -223,6 +225,10 @@ def _hand_over(
         weights, others, steps = dict(engine.weights()), engine.buffers(), progress.step
     if not plan.spec.objective.uses_labels:
         weights = encoder_weights(weights)
+    lora = plan.spec.lora if isinstance(plan.spec, FinetuneSpec) else None
+    if engine.rank == 0 and lora is not None:
+        save_adapter(plan.attempt / ADAPTER_FOLDER, weights, lora)
+        weights = without_lora(weights, lora)
     if engine.rank == 0:
         save_model(plan.attempt / MODEL_FOLDER, weights | others, _saved(plan, data, steps))
     return _final_figures(progress) | {

@@ -45,6 +45,12 @@ class OptimSpec(Spec):
     """For fine-tuning: each layer learns at this share of the rate of the layer above it. The head
     and the last norm have the whole rate, the last block of L this share of it, and patches,
     positions and tokens its power L + 1. Usual: 0.65 to 0.9. Null: all learn alike."""
+    linear_probe_steps: Semantic[int] = Field(default=0, ge=0)
+    """For fine-tuning: so many steps the head learns alone first (Kumar et al. 2022), on features
+    of what `init` brought, and nothing else has a gradient. Then the optimizer begins anew, with
+    warm-up and schedule in the steps that are left, and everything learns."""
+    linear_probe_lr: Semantic[float | None] = Field(default=None, gt=0)
+    """Rate of the head in those steps; it falls to zero by half a cosine."""
     ema_decay: Semantic[float | None] = Field(default=None, gt=0, lt=1)
     """Share of the old average that each update keeps: the model that is saved is then the
     exponential moving average of the weights after each update, such as 0.9999; null saves the last
@@ -59,6 +65,11 @@ class OptimSpec(Spec):
         for phase in ("warmup", "cooldown"):
             if getattr(self, f"{phase}_steps") and getattr(self, f"{phase}_samples"):
                 raise ValueError(f"give {phase}_steps or {phase}_samples, not both")
+        if bool(self.linear_probe_steps) != (self.linear_probe_lr is not None):
+            raise ValueError(
+                "give linear_probe_steps and linear_probe_lr together, such as 200 and 1e-3, or "
+                "neither"
+            )
         if (self.schedule == "rsqrt") != (self.timescale_steps is not None):
             raise ValueError(
                 "timescale_steps goes with schedule: rsqrt, and that does not go without, such as "

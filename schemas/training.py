@@ -1,6 +1,6 @@
 """The stage kinds `pretrain` and `finetune`."""
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -17,8 +17,9 @@ from schemas.objectives import (
 from schemas.optim import DurationSpec, OptimSpec
 from schemas.resources import CheckpointSpec, ResourcesSpec
 from schemas.samples import AugmentSpec, BatchSpec, MixturePhase
-from schemas.spec import Execution, Input, Semantic, Spec
+from schemas.spec import Execution, Input, Semantic
 from schemas.stage import SHARD_SETS, StageSpec
+from schemas.tuning import FreezeSpec, LoraSpec, SearchSpec
 from schemas.validation import ValidationSpec
 
 MODELS = ("pretrain", "finetune", "import")
@@ -158,12 +159,14 @@ class TrainingSpec(StageSpec):
     @model_validator(mode="after")
     def _schedule_fits_the_run(self) -> "TrainingSpec":
         steps, optim = self.known_steps(), self.optim.in_steps(self.batch.global_samples)
-        if steps is not None and optim.warmup_steps >= steps:
+        probe = optim.linear_probe_steps
+        if steps is not None and optim.warmup_steps >= steps - probe:
+            beside = f" less optim.linear_probe_steps {probe}" if probe else ""
             raise ValueError(
                 f"optim.warmup_steps {optim.warmup_steps} must be less than duration.steps "
-                f"{steps}; lower the one or raise the other"
+                f"{steps}{beside}; lower the one or raise the other"
             )
-        if steps is not None and optim.warmup_steps + optim.cooldown_steps > steps:
+        if steps is not None and optim.warmup_steps + optim.cooldown_steps > steps - probe:
             raise ValueError(
                 f"warm-up and cool-down of {optim.warmup_steps} and {optim.cooldown_steps} steps "
                 f"do not fit into duration.steps {steps}; lower the ones or raise the other"
@@ -212,6 +215,15 @@ class PretrainSpec(TrainingSpec):
     }
 
     @model_validator(mode="after")
+    def _has_no_probe(self) -> "PretrainSpec":
+        if self.optim.linear_probe_steps:
+            raise ValueError(
+                "a linear probe learns on features of a model that is trained already; leave "
+                "optim.linear_probe_steps out, or take kind: finetune"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _model_fits_the_objective(self) -> "PretrainSpec":
         if isinstance(self.objective, MaskedPatchSpec | MaeSpec):
             given, kind = self.model, self.objective.type
@@ -226,17 +238,6 @@ class PretrainSpec(TrainingSpec):
         return (*self.libraries, *libraries_of(self.model))
 
 
-class SearchSpec(Spec):
-    """Choose learning rate and steps on a held-out part of the training labels."""
-
-    peak_lr: Semantic[tuple[Annotated[float, Field(gt=0)], ...]] = Field(min_length=1)
-    steps: Semantic[tuple[Annotated[int, Field(gt=0)], ...]] = Field(min_length=1)
-    holdout_ratio: Semantic[float] = Field(default=0.3, gt=0, lt=1)
-    """Share of each class held out (at least one image of each)."""
-    repeats: Semantic[int] = Field(default=1, ge=1)
-    """Independent draws of the held-out part; their accuracies are averaged."""
-
-
 class FinetuneSpec(TrainingSpec):
     """Train on the downstream labels, from another stage's weights or from scratch."""
 
@@ -247,6 +248,10 @@ class FinetuneSpec(TrainingSpec):
     model: Semantic[AnyChange] = ModelChange()
     """With `init`: another `image_px` (positions are interpolated) and regularisation. Without:
     a whole model, a ViT unless `type` says resnet, timm or hf."""
+    freeze: Semantic[FreezeSpec | None] = None
+    """Parts of `init` that stay as they are; null: all learn."""
+    lora: Semantic[LoraSpec | None] = None
+    """Learn narrow matrices beside dense layers of `init` instead of the layers themselves."""
     search: Semantic[SearchSpec | None] = None
     """Replaces `optim.peak_lr` and `duration` by the best pair found."""
 
@@ -262,6 +267,15 @@ class FinetuneSpec(TrainingSpec):
     def _search_knows_its_data(self) -> "FinetuneSpec":
         if self.search is not None and self.mixture is not None:
             raise ValueError("search holds out images of one shard set; give no mixture with it")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_kept_is_there(self) -> "FinetuneSpec":
+        if self.freeze is not None and self.lora is not None:
+            raise ValueError("lora freezes all but its own matrices and the head; leave freeze out")
+        for name in ("freeze", "lora"):
+            if self.init is None and getattr(self, name) is not None:
+                raise ValueError(f"{name} keeps weights of init, and init is null; give an init")
         return self
 
     @model_validator(mode="after")

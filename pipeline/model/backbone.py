@@ -23,6 +23,8 @@ class Backbone(nn.Module, ABC):
     head: nn.Linear | None
     recomputes: bool = False
     """Whether blocks keep nothing for the backward pass and run twice instead."""
+    probes: bool = False
+    """Whether nothing has a gradient but the head."""
 
     def forward(self, pixels_BCHW: Tensor, noise: ForwardNoise | None = None) -> Tensor:
         """Normalised pixels [B, C, H, W] -> logits [B, K]; features [B, D] where there is no head.
@@ -31,7 +33,13 @@ class Backbone(nn.Module, ABC):
             pixels_BCHW: Of the size that the spec says.
             noise: What chance decides, for a model that takes it from its caller.
         """
-        return self.forward_head(self.forward_features(pixels_BCHW, noise))
+        with self.below_head():
+            features_BD = self.forward_features(pixels_BCHW, noise)
+        return self.forward_head(features_BD)
+
+    def below_head(self) -> torch.set_grad_enabled:
+        """Around all that comes before a head: without gradients while the head alone learns."""
+        return torch.set_grad_enabled(torch.is_grad_enabled() and not self.probes)
 
     @abstractmethod
     def forward_features(self, pixels_BCHW: Tensor, noise: ForwardNoise | None = None) -> Tensor:

@@ -31,7 +31,7 @@ def adapt(
     """
     _check_specs(source, target)
     check_weights(weights, source)
-    adapted = {name: it for name, it in weights.items() if not _is_head(name)}
+    adapted = {name: it for name, it in weights.items() if not is_head(name)}
     if isinstance(source, ViTSpec) and isinstance(target, ViTSpec):
         adapted |= resized_tables(weights, source, target)
         for name in heads(target):
@@ -39,7 +39,7 @@ def adapt(
             adapted[f"{name}.bias"] = torch.zeros(target.num_classes)
         return adapted
     wanted = state_of(unfilled(target))
-    adapted |= {name: torch.zeros(it.shape) for name, it in wanted.items() if _is_head(name)}
+    adapted |= {name: torch.zeros(it.shape) for name, it in wanted.items() if is_head(name)}
     _check_size(adapted, wanted, target)
     return adapted
 
@@ -81,7 +81,8 @@ def check_against(weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) ->
         )
 
 
-def _is_head(name: str) -> bool:
+def is_head(name: str) -> bool:
+    """Whether a parameter belongs to what a transfer makes anew."""
     return name.partition(".")[0] in _HEADS
 
 

@@ -10,7 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pipeline.model.backbone import buffers
+from pipeline.model.backbone import Backbone, buffers
+from pipeline.model.freezing import learned, to_training
 from pipeline.training.checkpoint import (
     ParameterState,
     named_tensors,
@@ -21,6 +22,7 @@ from pipeline.training.objectives.common import LabelledBatch, Objective
 from pipeline.training.optimizer import (
     AVERAGE,
     build_optimizer,
+    forget,
     has_average,
     materialise,
     moment_names,
@@ -44,7 +46,8 @@ class Engine(Protocol):
     rank: int
     world_size: int
     updates: int
-    """Optimizer updates done; a step whose gradients are not finite makes none."""
+    """Optimizer updates done since it began, or began anew; a step whose gradients are not finite
+    makes none."""
     scales_loss: bool
     """Whether its arithmetic has so few small numbers that the loss must be scaled."""
 
@@ -52,6 +55,9 @@ class Engine(Protocol):
         self, micro_batches: Sequence[LabelledBatch], *, step: int, scale: float = 1.0
     ) -> float:
         """Gradients of one optimizer step from this rank's share; all ranks call it.
+
+        In the steps of a linear probe, those of the head alone; after the last of them the
+        optimizer begins anew.
 
         Args:
             micro_batches: Equally large parts of this rank's share of the global batch.
@@ -80,7 +86,10 @@ class Engine(Protocol):
         ...
 
     def state(self) -> Iterator[tuple[str, ParameterState]]:
-        """Every parameter in the model's order; all ranks must consume it to its end."""
+        """Every parameter in the model's order; all ranks must consume it to its end.
+
+        Of one that is frozen, nothing is kept beside the weight.
+        """
         ...
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -156,15 +165,16 @@ class TorchEngine:
 
     def _start(self) -> None:
         self.optimizer = build_optimizer(self.model, self.spec.optim)
-        for parameter in self.model.parameters():
+        for parameter in learned(self.model):
             materialise(self.optimizer.state[parameter], parameter, self.spec.optim)
 
     def forward_backward(
         self, micro_batches: Sequence[LabelledBatch], *, step: int, scale: float = 1.0
     ) -> float:
         """See `Engine`."""
-        self.model.train()
         self._scale = scale
+        if begin_step(self.model, self.optimizer, self.spec.optim, step):
+            self.updates = 0
         total = torch.zeros((), device=self.spec.device)
         for index, batch in enumerate(micro_batches):
             seed_dropout(self.spec.seed, step=step, micro_step=index, rank=self.rank)
@@ -177,9 +187,9 @@ class TorchEngine:
         """See `Engine`."""
         norm = clip_gradients(self.model, self.spec.optim.clip_norm, scale=self._scale)
         if math.isfinite(norm):
-            write_learning_rate(self.optimizer, learning_rate)
+            write_learning_rate(self.optimizer, learning_rate, head_alone=probes(self.model))
             self.optimizer.step()
-            parameters = self.model.parameters()
+            parameters = learned(self.model)
             update_averages(self.optimizer, parameters, self.spec.optim, done=self.updates)
             self.updates += 1
         self.optimizer.zero_grad(set_to_none=True)
@@ -199,6 +209,9 @@ class TorchEngine:
         """See `Engine`."""
         keys = moment_names(self.spec.optim)
         for name, parameter in self.model.named_parameters():
+            if not parameter.requires_grad:
+                yield name, ParameterState(to_cpu(parameter), ())
+                continue
             kept = self.optimizer.state[parameter]
             moments = tuple(to_cpu(kept[key]) for key in keys)
             average = to_cpu(kept[AVERAGE]) if AVERAGE in kept else None
@@ -208,7 +221,8 @@ class TorchEngine:
         """See `Engine`."""
         averaged = has_average(self.spec.optim, self.updates)
         for name, parameter in self.model.named_parameters():
-            yield name, to_cpu(self.optimizer.state[parameter][AVERAGE] if averaged else parameter)
+            moves = averaged and parameter.requires_grad
+            yield name, to_cpu(self.optimizer.state[parameter][AVERAGE] if moves else parameter)
 
     def buffers(self) -> dict[str, Tensor]:
         """See `Engine`."""
@@ -223,6 +237,8 @@ class TorchEngine:
         found = load_weights(self.model, folder)
         keys = state_names(self.spec.optim)
         for name, parameter in self.model.named_parameters():
+            if not parameter.requires_grad:
+                continue
             kept = self.optimizer.state[parameter]
             for key, tensor in zip(keys, found[name], strict=True):
                 kept[key].copy_(tensor)
@@ -242,6 +258,28 @@ class TorchEngine:
     def summed(self, numbers: Sequence[float]) -> list[float]:
         """See `Engine`."""
         return list(numbers)
+
+
+def begin_step(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, optim: OptimSpec, step: int
+) -> bool:
+    """Training mode; the head alone in a linear probe, and all forgotten when one is over.
+
+    Returns:
+        Whether the optimizer begins anew.
+    """
+    to_training(model)
+    if isinstance(model, Backbone):
+        model.probes = step < optim.linear_probe_steps
+    begins_anew = 0 < optim.linear_probe_steps == step
+    if begins_anew:
+        forget(optimizer)
+    return begins_anew
+
+
+def probes(model: torch.nn.Module) -> bool:
+    """Whether this step is one of a linear probe."""
+    return isinstance(model, Backbone) and model.probes
 
 
 def clip_gradients(model: torch.nn.Module, clip_norm: float | None, *, scale: float = 1.0) -> float:

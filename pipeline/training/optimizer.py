@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from pipeline.model.backbone import Backbone
+from pipeline.model.transfer import is_head
 from schemas.optim import OptimSpec
 
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
@@ -19,21 +20,25 @@ stores what belongs to a tensor then does the same with its average."""
 def parameter_groups(model: nn.Module, optim: OptimSpec) -> list[dict[str, Any]]:
     """Two groups for each rate: with weight decay, and without (biases, norms, tokens, positions).
 
-    Every parameter is in exactly one; the order inside a group is that of the model. A group says
-    what `rewrite_groups` goes by: whether it `decays`, and how many layers `below_top` it is.
+    Every parameter that learns is in exactly one; the order inside a group is that of the model. A
+    group says what its rate and decay go by: whether it `decays`, how many layers `below_top` it
+    is, and whether it `waits` while the head learns alone.
 
     Raises:
         SpecError: If layers should learn at rates of their own and are not known.
     """
     kernels = decayed_names(model)
     depths = _layers_below_top(model) if optim.layer_decay is not None else {}
-    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[int, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        groups.setdefault((depths.get(name, 0), name in kernels), []).append(parameter)
-    ordered = sorted(groups, key=lambda group: (-group[0], not group[1]))
+        if parameter.requires_grad:
+            waits = bool(optim.linear_probe_steps) and not is_head(name)
+            place = (depths.get(name, 0), name in kernels, waits)
+            groups.setdefault(place, []).append(parameter)
+    ordered = sorted(groups, key=lambda place: (-place[0], not place[1], not place[2]))
     return [
-        {"params": groups[depth, decays], "decays": decays, "below_top": depth}
-        for depth, decays in ordered
+        {"params": groups[place], "below_top": place[0], "decays": place[1], "waits": place[2]}
+        for place in ordered
     ]
 
 
@@ -94,10 +99,13 @@ def rewrite_groups(optimizer: torch.optim.Optimizer, optim: OptimSpec) -> None:
             group.update(betas=(optim.beta1, optim.beta2), eps=optim.eps)
 
 
-def write_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the rate of every group: its layer's share of `rate`."""
+def write_learning_rate(
+    optimizer: torch.optim.Optimizer, rate: float, *, head_alone: bool = False
+) -> None:
+    """Set the rate of every group: its layer's share of `rate`, or zero where it waits."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["rate_ratio"]
+        waits = head_alone and group["waits"]
+        group["lr"] = 0.0 if waits else rate * group["rate_ratio"]
 
 
 def materialise(state: dict[str, Any], like: torch.Tensor, optim: OptimSpec) -> None:
@@ -106,6 +114,13 @@ def materialise(state: dict[str, Any], like: torch.Tensor, optim: OptimSpec) -> 
         state[key] = torch.zeros_like(like)
     if optim.algorithm == "adamw":
         state["step"] = torch.tensor(0.0)
+
+
+def forget(optimizer: torch.optim.Optimizer) -> None:
+    """Put all that is kept back to zero, in place: engines have parts of it elsewhere too."""
+    for kept in optimizer.state.values():
+        for tensor in kept.values():
+            tensor.zero_()
 
 
 def moment_names(optim: OptimSpec) -> tuple[str, ...]:

@@ -9,8 +9,9 @@ from schemas.optim import DurationSpec, OptimSpec
 def learning_rate(step: int, optim: OptimSpec, total_steps: int) -> float:
     """The rate for optimizer step `step`, which counts from 0.
 
-    Warm-up reaches `peak_lr` at step `warmup_steps`; cosine and linear decay, and a cool-down,
-    reach zero at `total_steps`, one step after the last.
+    In a linear probe of N steps, half a cosine falls from `linear_probe_lr` to zero; all else
+    counts from step N. Warm-up reaches `peak_lr` at step `warmup_steps`; cosine and linear decay,
+    and a cool-down, reach zero at `total_steps`, one step after the last.
 
     Raises:
         ValueError: If `step` is not in [0, total_steps), or the spec counts in samples.
@@ -20,7 +21,15 @@ def learning_rate(step: int, optim: OptimSpec, total_steps: int) -> float:
         raise ValueError(f"step must be in [0, {total_steps}) but is {step}")
     if optim.warmup_samples or optim.cooldown_samples:
         raise ValueError("samples are turned into steps before")
-    _check_fit(optim, total_steps)
+    probe = optim.linear_probe_steps
+    _check_fit(optim, total_steps - probe)
+    if step < probe:
+        assert optim.linear_probe_lr is not None, "the spec sees to it"  # noqa: S101
+        return optim.linear_probe_lr * _half_cosine(step / probe)
+    return _after_probe(step - probe, optim, total_steps - probe)
+
+
+def _after_probe(step: int, optim: OptimSpec, total_steps: int) -> float:
     if step < optim.warmup_steps:
         return optim.peak_lr * step / optim.warmup_steps
     rate = optim.peak_lr * _decay(optim, step - optim.warmup_steps, total_steps)
@@ -31,7 +40,8 @@ def learning_rate(step: int, optim: OptimSpec, total_steps: int) -> float:
 def _check_fit(optim: OptimSpec, total_steps: int) -> None:
     if optim.warmup_steps >= total_steps:
         raise SpecError(
-            f"optim.warmup_steps is {optim.warmup_steps} but the run has only {total_steps} steps; "
+            f"optim.warmup_steps is {optim.warmup_steps} but the run has only {total_steps} steps"
+            f"{' after its linear probe' if optim.linear_probe_steps else ''}; "
             "warm-up must end before the run does",
             hint="lower optim.warmup_steps or raise duration",
         )
@@ -49,8 +59,13 @@ def _decay(optim: OptimSpec, done: int, total_steps: int) -> float:
         return 1.0 / math.sqrt(1.0 + done / optim.timescale_steps)
     progress = done / (total_steps - optim.warmup_steps)
     if optim.schedule == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * progress))
+        return _half_cosine(progress)
     return 1.0 - progress if optim.schedule == "linear" else 1.0
+
+
+def _half_cosine(progress: float) -> float:
+    """From 1 to 0."""
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 def total_steps(duration: DurationSpec, steps_per_epoch: int) -> int:

@@ -27,7 +27,8 @@ from schemas.backbones import BackboneSpec
 from schemas.errors import DataError
 from schemas.optim import OptimSpec
 from schemas.report import SearchReport, SearchTrial
-from schemas.training import FinetuneSpec, SearchSpec
+from schemas.training import FinetuneSpec
+from schemas.tuning import SearchSpec
 
 _EVAL_SAMPLES = 256
 
@@ -102,13 +103,22 @@ def choose(trials: list[Trial], search: SearchSpec) -> SearchReport:
 def trial_optim(optim: OptimSpec, peak_lr: float, steps: int) -> OptimSpec:
     """The schedule of one pair: what does not fit into its steps becomes a tenth of them.
 
-    That is, the warm-up if it would not end in time, and then the cool-down. The final training
-    with the chosen pair uses the same rule.
+    That is, the linear probe if it would not end in time, then the warm-up, then the cool-down. The
+    final training with the chosen pair uses the same rule.
     """
-    warmup, cooldown = optim.warmup_steps, optim.cooldown_steps
-    warmup = warmup if warmup < steps else steps // 10
-    cooldown = cooldown if warmup + cooldown <= steps else min(steps // 10, steps - warmup)
-    return optim.revise(peak_lr=peak_lr, warmup_steps=warmup, cooldown_steps=cooldown)
+    probe, warmup, cooldown = optim.linear_probe_steps, optim.warmup_steps, optim.cooldown_steps
+    tenth = steps // 10
+    probe = probe if probe < steps else tenth
+    left = steps - probe
+    warmup = warmup if warmup < left else tenth
+    cooldown = cooldown if warmup + cooldown <= left else min(tenth, left - warmup)
+    return optim.revise(
+        peak_lr=peak_lr,
+        linear_probe_steps=probe,
+        linear_probe_lr=optim.linear_probe_lr if probe else None,
+        warmup_steps=warmup,
+        cooldown_steps=cooldown,
+    )
 
 
 def hold_out(labels: Rows, ratio: float, *, seed: int, repeat: int) -> tuple[Rows, Rows]:

@@ -19,12 +19,15 @@ from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_
 from torch import Tensor
 from torch import distributed as dist
 
+from pipeline.model.freezing import learned
 from pipeline.training.checkpoint import ParameterState, named_tensors
 from pipeline.training.engine import (
     EngineSpec,
+    begin_step,
     buffers_of,
     clip_gradients,
     load_weights,
+    probes,
     seed_dropout,
     to_cpu,
     with_honest_gradients,
@@ -165,7 +168,7 @@ class DeepSpeedEngine:
     def _flat_tensors(self, engine: Any) -> list[Tensor]:
         """The tensors on this rank that the optimizer really updates."""
         if self.zero.stage == 0:
-            return list(self.model.parameters())
+            return learned(self.model)
         name = "fp32_partitioned_groups_flat" if self.zero.stage == 3 else None
         return list(getattr(engine.optimizer, name or "single_partition_of_fp32_groups"))
 
@@ -178,6 +181,8 @@ class DeepSpeedEngine:
         self._scale = scale
         if self.zero.stage and self.scales_loss:
             engine.optimizer.override_loss_scale(scale)  # and it divides the gradients again
+        if begin_step(self.model, self._torch_optimizer(engine), self.spec.optim, step):
+            self.updates = 0
         total = torch.zeros((), device=self.spec.device)
         for index, batch in enumerate(micro_batches):
             if index:
@@ -198,7 +203,7 @@ class DeepSpeedEngine:
             # The step then finds nothing to do; the other stages see it for themselves.
             engine.zero_grad()
         optimizer = self._torch_optimizer(engine)
-        write_learning_rate(optimizer, learning_rate)
+        write_learning_rate(optimizer, learning_rate, head_alone=probes(self.model))
         engine.step()
         norm = float(engine.get_global_grad_norm()) if norm is None else norm
         if math.isfinite(norm):
@@ -222,40 +227,67 @@ class DeepSpeedEngine:
         """See `Engine`."""
         optim = self.spec.optim
         count, averaged = len(moment_names(optim)), optim.ema_decay is not None
-        for name, (weight, *kept) in self._wholes([None, *state_names(optim)]):
-            average = kept[count] if averaged else None
-            yield name, ParameterState(weight, tuple(kept[:count]), average)
+        for bucket in self._buckets():
+            weights = self._wholes([(parameter, None) for parameter in bucket.values()])
+            learns = [parameter for parameter in bucket.values() if parameter.requires_grad]
+            columns = [
+                self._wholes([(parameter, key) for parameter in learns])
+                for key in state_names(optim)
+            ]
+            rows = iter(zip(*columns, strict=True))
+            for (name, parameter), weight in zip(bucket.items(), weights, strict=True):
+                kept = next(rows, ()) if parameter.requires_grad else ()
+                average = kept[count] if averaged and kept else None
+                yield name, ParameterState(weight, tuple(kept[:count]), average)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """See `Engine`."""
         key = AVERAGE if has_average(self.spec.optim, self.updates) else None
-        for name, (weight,) in self._wholes([key]):
-            yield name, weight
+        for bucket in self._buckets():
+            wanted = [(p, key if p.requires_grad else None) for p in bucket.values()]
+            yield from zip(bucket, self._wholes(wanted), strict=True)
 
-    def _wholes(self, keys: Sequence[str | None]) -> Iterator[tuple[str, tuple[Tensor, ...]]]:
-        """Every parameter (None) and what the optimizer keeps for it, whole, on the CPU.
+    def _buckets(self) -> Iterator[dict[str, Any]]:
+        """The parameters by name, in the model's order, some together.
 
-        All ranks must consume it. Many parameters go together: a call between ranks costs as much
-        for one bias as for a million weights.
+        All ranks must consume them. A call between ranks costs as much for one bias as for a
+        million weights.
         """
         _ = self._engine
-        for bucket in _buckets(self.model):
-            parameters = list(bucket.values())
-            columns = [self._whole(parameters, key) for key in keys]
-            yield from zip(bucket, zip(*columns, strict=True), strict=True)
+        bucket: dict[str, Any] = {}
+        held = 0
+        for name, parameter in self.model.named_parameters():
+            bucket[name] = parameter
+            held += _shape(parameter).numel()
+            if held >= _GATHERED_TOGETHER:
+                yield bucket
+                bucket, held = {}, 0
+        if bucket:
+            yield bucket
 
     @torch.no_grad()
-    def _whole(self, parameters: Sequence[Any], key: str | None) -> list[Tensor]:
+    def _wholes(self, wanted: Sequence[tuple[Any, str | None]]) -> list[Tensor]:
+        """Parameters (None), or what the optimizer keeps for them under a key, on the CPU."""
+        found = [self._own(parameter, key) for parameter, key in wanted]
+        spread = [index for index, own in enumerate(found) if own is None]
+        gathered = iter(self._gathered([wanted[index] for index in spread]) if spread else ())
+        return [next(gathered) if own is None else own for own in found]
+
+    def _own(self, parameter: Any, key: str | None) -> Tensor | None:
+        """What this rank has whole; None where it has a part."""
         if key is None and self.zero.stage < 3:
             # Every rank has the weights: our models keep them in fp32.
-            return [to_cpu(parameter) for parameter in parameters]
+            return to_cpu(parameter)
         if self.zero.stage == 0:
-            state = self._torch_optimizer(self._engine).state
-            return [to_cpu(state[parameter][key]) for parameter in parameters]
-        shapes = [_shape(parameter) for parameter in parameters]
+            return to_cpu(self._torch_optimizer(self._engine).state[parameter][key])
+        return None
+
+    def _gathered(self, wanted: Sequence[tuple[Any, str | None]]) -> list[Tensor]:
+        """The same of what is spread over the ranks."""
+        shapes = [_shape(parameter) for parameter, _ in wanted]
         sizes = [shape.numel() for shape in shapes]
         buffer = torch.zeros(sum(sizes), device=self.spec.device)
-        for parameter, room in zip(parameters, torch.split(buffer, sizes), strict=True):
+        for (parameter, key), room in zip(wanted, torch.split(buffer, sizes), strict=True):
             start, own = self._fragment(parameter, key, room.numel())
             room.narrow(0, start, own.numel()).copy_(own)
         dist.all_reduce(buffer)  # the others have zeros where one rank has numbers
@@ -269,7 +301,9 @@ class DeepSpeedEngine:
             if mapping is None:
                 return 0, torch.empty(0)
             return mapping.lp_fragment_address.start, mapping.get_hp_fragment(key)
-        if key is None:
+        if key is None and not parameter.requires_grad:
+            part = parameter.ds_tensor
+        elif key is None:
             part = safe_get_local_fp32_param(parameter)
         else:
             part = safe_get_local_optimizer_state(parameter, key)
@@ -299,6 +333,8 @@ class DeepSpeedEngine:
         engine = self._engine
         optimizer = self._torch_optimizer(engine)
         for name, parameter in self.model.named_parameters():
+            if not parameter.requires_grad:
+                continue
             for key, tensor in zip(state_names(self.spec.optim), found[name], strict=True):
                 self._place(parameter, key, tensor)
         for tensor in self._flat_tensors(engine):
@@ -337,20 +373,6 @@ class DeepSpeedEngine:
         tensor = torch.tensor(numbers, dtype=torch.float64, device=self.spec.device)
         dist.all_reduce(tensor)
         return tensor.tolist()
-
-
-def _buckets(model: torch.nn.Module) -> Iterator[dict[str, Any]]:
-    """The parameters by name, in the model's order, some together."""
-    bucket: dict[str, Any] = {}
-    held = 0
-    for name, parameter in model.named_parameters():
-        bucket[name] = parameter
-        held += _shape(parameter).numel()
-        if held >= _GATHERED_TOGETHER:
-            yield bucket
-            bucket, held = {}, 0
-    if bucket:
-        yield bucket
 
 
 def _shape(parameter: Any) -> torch.Size:

@@ -12,14 +12,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from pipeline.model.adapters import add_lora
 from pipeline.model.backbone import Backbone
 from pipeline.model.building import compile_blocks
+from pipeline.model.freezing import freeze
 from pipeline.model.vit import Encoder
 from pipeline.training.engine import Engine
 from pipeline.training.schedule import learning_rate
 from schemas.backbones import BackboneSpec
 from schemas.checkpoint import LossScale, RunProgress
 from schemas.optim import OptimSpec
+from schemas.tuning import FreezeSpec, LoraSpec
 from tests.support.training import (
     OPTIM,
     TINY,
@@ -57,6 +60,8 @@ class ZeroRun:
     """What the loss is multiplied by at first, in fp16."""
     spoiled: bool = False
     """Some losses and some gradients are not finite."""
+    freeze: FreezeSpec | None = None
+    lora: LoraSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,7 @@ def _do_all(rank: int, world_size: int, folder: Path, runs: list[ZeroRun]) -> No
         )
         zero = ZeroSpec(run.stage, micro, run.accumulation, offload=run.offload)
         spec = engine_spec(run.spec, run.optim, run.precision)
-        trained: Backbone | Encoder = model(run.spec, seed=run.seed)
+        trained: Backbone | Encoder = narrowed(model(run.spec, seed=run.seed), run.freeze, run.lora)
         if run.mae:
             trained, spec = mae_engine_parts()
         if run.spoiled:
@@ -150,6 +155,17 @@ def _do_all(rank: int, world_size: int, folder: Path, runs: list[ZeroRun]) -> No
         )
         if rank == 0:
             outcome.write(folder, run.name)
+
+
+def narrowed(
+    trained: Backbone, freezing: FreezeSpec | None = None, lora: LoraSpec | None = None
+) -> Backbone:
+    """With parts that do not learn."""
+    if freezing is not None:
+        freeze(trained, freezing)
+    if lora is not None:
+        add_lora(trained, lora, seed=7)
+    return trained
 
 
 def follow(

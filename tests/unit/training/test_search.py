@@ -15,7 +15,8 @@ from pipeline.training.search import Bench, Trial, choose, hold_out, run_search,
 from schemas.errors import DataError, PausedError
 from schemas.objectives import SupervisedSpec
 from schemas.optim import OptimSpec
-from schemas.training import FinetuneSpec, SearchSpec
+from schemas.training import FinetuneSpec
+from schemas.tuning import SearchSpec
 from tests.support.datasets import small_set
 from tests.support.models import tiny_spec
 from tests.support.training import StopAfter, setting
