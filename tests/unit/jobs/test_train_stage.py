@@ -256,6 +256,73 @@ def test_a_search_decides_rate_and_steps(corpus: InputArtifact, tmp_path: Path) 
     assert sum(line.startswith("search ") for line in run.said) == 4
 
 
+def tuned(
+    pretrained: StageRun, corpus: InputArtifact, folder: Path, **changes: object
+) -> tuple[StageRun, dict[str, torch.Tensor]]:
+    """A fine-tuning of `pretrained` and what it began with."""
+    spec = FinetuneSpec.parse({**COMMON, "init": "pretrain", **changes})
+    inputs = {"data": corpus, "init": pretrained.at(None)}
+    run = run_stage(train.run, spec, folder, inputs=inputs, seed=3)
+    return run, load_file(pretrained.path / "model" / "model.safetensors")
+
+
+def test_frozen_layers_are_handed_over_as_they_came(
+    pretrained: StageRun, corpus: InputArtifact, tmp_path: Path
+) -> None:
+    run, before = tuned(pretrained, corpus, tmp_path / "transfer", freeze={"up_to_layer": 1})
+    after = load_file(run.path / "model" / "model.safetensors")
+    same = {name for name, it in before.items() if torch.equal(after[name], it)}
+    assert same == before.keys() - {"norm.weight", "norm.bias", "head.weight", "head.bias"}
+    with pytest.raises(SpecError, match="names hed, which is no part"):
+        tuned(pretrained, corpus, tmp_path / "misspelt", freeze={"all_but": "hed"})
+
+
+def test_what_lora_learned_is_in_the_model_and_beside_it(
+    pretrained: StageRun, corpus: InputArtifact, tmp_path: Path
+) -> None:
+    lora = {"rank": 2, "targets": ["query", "dense2"]}
+    run, before = tuned(pretrained, corpus, tmp_path / "transfer", lora=lora)
+    model, _ = load_model(run.path / "model")
+    after = dict(model.named_parameters())
+    assert after.keys() == before.keys()
+    changed = {name for name, it in before.items() if not torch.equal(after[name], it)}
+    layers = {f"blocks.0.{it}.weight" for it in ("attention.query", "dense2")}
+    assert changed == {"head.weight", "head.bias"} | layers
+    adapter = load_file(run.path / "adapter" / "adapter_model.safetensors")
+    start = "base_model.model.blocks.0.dense2.lora"
+    product = adapter[f"{start}_B.weight"] @ adapter[f"{start}_A.weight"] * 16 / 2
+    name = "blocks.0.dense2.weight"
+    torch.testing.assert_close(after[name], before[name] + product, rtol=0, atol=1e-6)
+    assert torch.equal(adapter["base_model.model.head.bias"], after["head.bias"])
+    figures = run.output.metrics
+    assert figures["model/parameters_count"] == sum(it.numel() for it in after.values())
+
+
+def test_a_linear_probe_of_the_whole_run_moves_the_head_alone(
+    pretrained: StageRun, corpus: InputArtifact, tmp_path: Path
+) -> None:
+    probe = {"peak_lr": 1e-9, "linear_probe_steps": 7, "linear_probe_lr": 1e-2}
+    run, before = tuned(pretrained, corpus, tmp_path / "transfer", optim=probe)
+    after = load_file(run.path / "model" / "model.safetensors")
+    for name, it in before.items():
+        assert torch.allclose(after[name], it, atol=1e-6) == (not name.startswith("head."))
+
+
+def test_a_search_takes_frozen_parts_and_probes_with_it(
+    pretrained: StageRun, corpus: InputArtifact, tmp_path: Path
+) -> None:
+    search = {"peak_lr": [1e-3, 3e-3], "steps": [2, 4], "holdout_ratio": 0.25}
+    probe = {"peak_lr": 1.0, "linear_probe_steps": 3, "linear_probe_lr": 1e-2}
+    for name, way in {"freeze": {"all_but": "head"}, "lora": {"rank": 2}}.items():
+        changes = {name: way, "search": search, "optim": probe}
+        run, before = tuned(pretrained, corpus, tmp_path / name, **changes)
+        after = load_file(run.path / "model" / "model.safetensors")
+        assert torch.equal(after["patch.weight"], before["patch.weight"])
+        assert (
+            len(SearchReport.parse(json.loads((run.path / "search.json").read_text())).trials) == 4
+        )
+
+
 @pytest.mark.parametrize(("room", "ends"), [(2, True), (1, False)])
 def test_short_memory_is_tried_once_more_with_half_the_micro_batch(
     room: int,
