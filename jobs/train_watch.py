@@ -9,13 +9,12 @@ import torch
 from infra.metric_segments import SegmentLog
 from infra.pace_file import PaceFile, pace_path
 from jobs.stage_task import METRICS_FILE, PauseFile, append_line, log_path
-from pipeline.cost import DEVICES, training_flops
+from pipeline.cost import DEVICES, learning, training_flops
 from pipeline.training.meter import Gauge
 from pipeline.training.peak import measured_peak
 from pipeline.training.teller import Watch
 from schemas.backbones import BackboneSpec, ResNetSpec
 from schemas.model import ViTSpec
-from schemas.objectives import AnyObjective
 from schemas.runs import StageRequest
 from schemas.training import FinetuneSpec, PretrainSpec
 
@@ -42,7 +41,7 @@ def gauge_of(spec: PretrainSpec | FinetuneSpec, model: BackboneSpec) -> Gauge:
     else:
         peak = measured_peak(spec.precision, torch.get_num_threads())
     return Gauge(
-        flops_per_image=_training_flops(spec.objective, model),
+        flops_per_image=_training_flops(spec, model),
         peak_flops=peak,
         memory_bytes=torch.cuda.max_memory_allocated if on_gpu else _resident,
     )
@@ -58,10 +57,11 @@ def known_peak(name: str, *, bf16: bool) -> float | None:
     return None
 
 
-def _training_flops(objective: AnyObjective, model: BackboneSpec) -> float | None:
+def _training_flops(spec: PretrainSpec | FinetuneSpec, model: BackboneSpec) -> float | None:
     """Nobody has counted a library's model."""
     if isinstance(model, ViTSpec | ResNetSpec):
-        return float(training_flops(model, objective))
+        first = learning(model, spec).first_layer
+        return float(training_flops(model, spec.objective, first_layer=first))
     return None
 
 

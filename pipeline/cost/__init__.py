@@ -15,6 +15,7 @@ from pipeline.cost.flops import (
     vit_flops,
 )
 from pipeline.cost.layout import USABLE_RATIO, Layout, lay_out
+from pipeline.cost.learning import Learning, learning
 from pipeline.cost.memory import MemoryBytes, training_memory
 from pipeline.cost.parameters import (
     model_parameters,
@@ -41,7 +42,9 @@ __all__ = [
     "activation_bytes",
     "backward_bytes",
     "estimate",
+    "Learning",
     "lay_out",
+    "learning",
     "model_flops",
     "model_parameters",
     "on_clusters",

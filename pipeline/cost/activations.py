@@ -59,10 +59,13 @@ def activation_bytes(
     samples: int,
     bf16: bool,
     recompute: bool = False,
+    first_layer: int = 0,
 ) -> int:
     """Bytes kept for one micro-batch of `samples`, at their peak.
 
-    With `recompute`: what goes into each block, and the insides of one.
+    With `recompute`: what goes into each block, and the insides of one. Nothing is kept below
+    `first_layer`, the lowest of a ViT in which something learns; what is frozen above it counts as
+    if it learned, on the high side, and so does all of a ResNet.
     """
     if isinstance(spec, ResNetSpec):
         kept = _resnet(spec, bf16=bf16)
@@ -70,18 +73,31 @@ def activation_bytes(
             inside = [unit.bytes(samples) for unit in _units(spec, bf16=bf16)]
             return kept.bytes(samples) - sum(inside) + max(inside)
     else:
-        kept = _vit(spec, objective, bf16=bf16, recompute=recompute)
+        kept = _vit(spec, objective, bf16=bf16, recompute=recompute, first_layer=first_layer)
     return kept.bytes(samples)
 
 
-def _vit(spec: ViTSpec, objective: AnyObjective, *, bf16: bool, recompute: bool) -> Kept:
+def _vit(
+    spec: ViTSpec, objective: AnyObjective, *, bf16: bool, recompute: bool, first_layer: int
+) -> Kept:
     if isinstance(objective, MaeSpec):
         return _mae(objective, spec, bf16=bf16, recompute=recompute)
     patches = spec.kept_patches
+    if first_layer:
+        return _top(spec, first_layer, bf16=bf16, recompute=recompute)
     encoder = _encoder(spec, patches, bf16=bf16, recompute=recompute)
     if isinstance(objective, MaskedPatchSpec):
         return encoder.plus(_colours(spec, bf16=bf16))
     return encoder.plus(_head(spec, spec.leading + patches, bf16=bf16))
+
+
+def _top(spec: ViTSpec, first_layer: int, *, bf16: bool, recompute: bool) -> Kept:
+    """The blocks from `first_layer` on, what goes into the last norm, and the head."""
+    length = spec.leading + spec.kept_patches
+    blocks = max(0, spec.depth + 1 - first_layer)
+    learning = _blocks(spec.revise(depth=max(1, blocks)), length, bf16=bf16, recompute=recompute)
+    last = Kept(length * (spec.width * _stream(spec, bf16=bf16) + 2 * _WIDE))
+    return last.plus(learning.times(min(1, blocks)), _head(spec, length, bf16=bf16))
 
 
 def _narrow(*, bf16: bool) -> int:

@@ -59,16 +59,30 @@ def resnet_flops(spec: ResNetSpec) -> int:
 
 
 def training_flops(
-    spec: ViTSpec | ResNetSpec, objective: AnyObjective, *, recompute: bool = False
+    spec: ViTSpec | ResNetSpec,
+    objective: AnyObjective,
+    *,
+    recompute: bool = False,
+    first_layer: int = 0,
 ) -> int:
     """FLOPs of one image forward and backward, those of patches that are dropped left out.
 
     About three times the forward pass; with `recompute` about four times. A teacher comes on top.
+    There is no backward pass below `first_layer`, the lowest of a ViT in which something learns;
+    what is frozen above it counts as if it learned, on the high side, and so does all of a ResNet.
     """
     if isinstance(spec, ResNetSpec):
         return resnet_work(spec).training(recompute=recompute)
     seen = spec.kept_patches if spec.patch_dropout else None
-    return _objective_work(objective, spec, seen=seen).training(recompute=recompute)
+    work = _objective_work(objective, spec, seen=seen)
+    if not first_layer:
+        return work.training(recompute=recompute)
+    frozen = min(first_layer - 1, spec.depth)
+    length = tokens(spec) if seen is None else spec.leading + seen
+    each = _blocks(spec.revise(depth=1), length)
+    dense = work.dense - frozen * each.dense - _embedding(spec)[1]
+    learns = Work(0, dense, work.fused - frozen * each.fused, work.again - frozen * each.again)
+    return work.forward - learns.forward + learns.training(recompute=recompute)
 
 
 def vit_work(spec: ViTSpec, *, seen: int | None = None) -> Work:
@@ -81,11 +95,7 @@ def vit_work(spec: ViTSpec, *, seen: int | None = None) -> Work:
     pool `map` adds 2 D (D (T + 1) + T + M).
     """
     width = spec.width
-    patches = 2 * spec.patches * spec.patch_values * width
-    first, stem = patches, 0
-    if spec.stem:
-        first = root(spec.stem, spec.image_px).flops
-        stem = sum(each.flops for each in convolutions(spec.stem, spec.image_px)) - first + patches
+    first, stem = _embedding(spec)
     blocks = _blocks(spec, tokens(spec) if seen is None else spec.leading + seen)
     pooling = _pooling(spec, tokens(spec) if seen is None else spec.leading + seen)
     heads = (1 + spec.distillation_token) * width * spec.num_classes
@@ -96,6 +106,16 @@ def vit_work(spec: ViTSpec, *, seen: int | None = None) -> Work:
         fused=blocks.fused + pooling.fused,
         again=blocks.again,
     )
+
+
+def _embedding(spec: ViTSpec) -> tuple[int, int]:
+    """Of the layer that sees pixels, and of the rest that makes patches' vectors."""
+    patches = 2 * spec.patches * spec.patch_values * spec.width
+    if spec.stem is None:
+        return patches, 0
+    first = root(spec.stem, spec.image_px).flops
+    layers = convolutions(spec.stem, spec.image_px)
+    return first, sum(each.flops for each in layers) - first + patches
 
 
 def _blocks(spec: ViTSpec, length: int) -> Work:

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from pipeline.cost.activations import activation_bytes
-from pipeline.cost.parameters import trained_parameters
+from pipeline.cost.learning import learning
 from pipeline.cost.state import StateBytes, backward_bytes, state_bytes, update_bytes
 from schemas.backbones import ResNetSpec
 from schemas.model import ViTSpec
@@ -36,7 +36,8 @@ def training_memory(
     micro_batch: int,
 ) -> MemoryBytes:
     """What a stage needs on each of `world` workers."""
-    parameters = trained_parameters(model, spec.objective)
+    learns = learning(model, spec)
+    parameters = learns.learned
     bf16 = spec.precision != "fp32"
     accumulation = spec.batch.global_samples // world // micro_batch
     state = state_bytes(
@@ -46,6 +47,7 @@ def training_memory(
         world=world,
         bf16=bf16,
         validates=spec.validation is not None,
+        frozen=learns.frozen,
     )
     update = update_bytes(parameters, zero_stage=zero_stage, world=world)
     if spec.resources.offload_optimizer and spec.resources.gpus_per_worker:
@@ -59,9 +61,14 @@ def training_memory(
             samples=micro_batch,
             bf16=bf16,
             recompute=spec.resources.recompute,
+            first_layer=learns.first_layer,
         ),
         backward=backward_bytes(
-            parameters, zero_stage=zero_stage, world=world, accumulation=accumulation, bf16=bf16
+            learns.held if zero_stage == 3 else parameters,
+            zero_stage=zero_stage,
+            world=world,
+            accumulation=accumulation,
+            bf16=bf16,
         ),
         update=update,
     )

@@ -26,7 +26,7 @@ def vit_parameters(spec: ViTSpec) -> int:
     With width D, depth L, MLP width M, V numbers in a patch, N patches, S leading tokens with a
     position, K classes, and E = D / heads:
 
-    - stem, patches V D + D, one D for each leading token, positions `_position_numbers`
+    - stem, patches V D + D, one D for each leading token, positions `position_numbers`
     - each of L blocks (two in an axial one): two norms 4 D, attention 4 D^2 + 4 D, MLP
       2 D M + M + D; with `layer_scale` 2 D, with `qk_norm` 4 E
     - last norm 2 D; pool `map` D and a block without its first norm; a hidden layer D^2 + D;
@@ -42,8 +42,8 @@ def vit_parameters(spec: ViTSpec) -> int:
     hidden_layer = width**2 + width if spec.hidden_head else 0
     heads = (1 + spec.distillation_token) * (width + 1) * spec.num_classes
     blocks = spec.depth * (2 if spec.axial else 1) * block
-    own = embedding + _position_numbers(spec) + blocks + 2 * width + pooling + hidden_layer + heads
-    return own + (_stem_parameters(spec.stem) if spec.stem else 0)
+    own = embedding + position_numbers(spec) + blocks + 2 * width + pooling + hidden_layer + heads
+    return own + (stem_parameters(spec.stem) if spec.stem else 0)
 
 
 def objective_parameters(objective: AnyObjective, model: ViTSpec) -> int:
@@ -78,7 +78,7 @@ def resnet_parameters(spec: ResNetSpec) -> int:
     return kernels + norms + (spec.features + 1) * spec.num_classes
 
 
-def _position_numbers(spec: ViTSpec) -> int:
+def position_numbers(spec: ViTSpec) -> int:
     """Tables of (S + N) D, or S D + (rows + columns) D / 2; (2 N - 1) D of distances a block."""
     if spec.position == "learned_1d":
         return spec.tables * (spec.slots + spec.patches) * spec.width
@@ -90,7 +90,7 @@ def _position_numbers(spec: ViTSpec) -> int:
     return 0
 
 
-def _stem_parameters(stem: ResNetStemSpec) -> int:
+def stem_parameters(stem: ResNetStemSpec) -> int:
     """Kernels, and two numbers for each channel of the norm after each."""
     layers = convolutions(stem, (stem.stride, stem.stride))
     return sum(each.kernel + 2 * each.out for each in layers)

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline.cost.flops import model_flops, training_flops
+from pipeline.cost.learning import Learning, learning
 from pipeline.cost.memory import training_memory
-from pipeline.cost.parameters import model_parameters, trained_parameters
+from pipeline.cost.parameters import model_parameters
 from pipeline.cost.state import FP32_BYTES, moments_of
 from schemas.backbones import BackboneSpec, ResNetSpec, carried_on
 from schemas.data import CorpusSpec, IngestSpec
@@ -62,7 +63,8 @@ def estimate(
       (`auto`) is taken as where memory is no matter: ZeRO-1 (0 for one worker), the whole share.
     - `disk_bytes`: ingest and append 2 x source (staged files and shards, an upper bound unless
       images grow when encoded again); import 2 x source (half precision becomes fp32);
-      training (keep_last + 1) checkpoints of weights, moments and average, and the model; of
+      training (keep_last + 1) checkpoints of weights and, of what learns, moments and average,
+      and the model; of
       features, 4 bytes x width x images, nothing before the images are counted; `SMALL_BYTES` for
       all others.
 
@@ -97,14 +99,24 @@ class Training:
 
     @property
     def parameters(self) -> int:
-        """Learned numbers of all that is trained."""
-        return trained_parameters(self.model, self.spec.objective)
+        """Numbers of all that is there while it is trained, frozen ones included."""
+        return self.learning.held
+
+    @property
+    def learning(self) -> Learning:
+        """What of it learns."""
+        return learning(self.model, self.spec)
 
     @property
     def flops_per_image(self) -> int:
         """Forward and backward, and the teacher's forward."""
         recompute = self.spec.resources.recompute
-        own = training_flops(self.model, self.spec.objective, recompute=recompute)
+        own = training_flops(
+            self.model,
+            self.spec.objective,
+            recompute=recompute,
+            first_layer=self.learning.first_layer,
+        )
         return own + self.teacher_flops
 
     @property
@@ -130,7 +142,7 @@ def training_of(node: Node, graph: Graph) -> Training | None:
 
 
 def _training(training: Training) -> dict[str, float]:
-    spec, params = training.spec, training.parameters
+    spec, params, learns = training.spec, training.parameters, training.learning
     resources, world = spec.resources, spec.worlds()[0]
     stage = (
         resources.zero_stage
@@ -145,8 +157,9 @@ def _training(training: Training) -> dict[str, float]:
         world=world,
         micro_batch=given if isinstance(given, int) else share,
     )
-    kept = 1 + moments_of(spec.optim) + (spec.optim.ema_decay is not None)
-    checkpoints = (spec.checkpoint.keep_last + 1) * kept * FP32_BYTES * params
+    kept = moments_of(spec.optim) + (spec.optim.ema_decay is not None)
+    numbers = params + kept * learns.learned
+    checkpoints = (spec.checkpoint.keep_last + 1) * numbers * FP32_BYTES
     costs = {
         "parameters": float(params),
         "memory_bytes": memory.peak,

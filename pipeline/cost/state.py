@@ -34,7 +34,7 @@ class StateBytes(NamedTuple):
         return sum(self)
 
 
-def state_bytes(
+def state_bytes(  # noqa: PLR0913 - all are named where it is called
     parameters: int,
     optim: OptimSpec,
     *,
@@ -42,8 +42,9 @@ def state_bytes(
     world: int,
     bf16: bool = False,
     validates: bool = False,
+    frozen: int = 0,
 ) -> StateBytes:
-    """What an engine holds for P parameters on each of N workers.
+    """What an engine holds for P parameters on each of N workers, and for others that are frozen.
 
     | stage | weights | master | gradients | moments (AdamW; SGD half, without momentum none) |
     |---|---|---|---|---|
@@ -51,6 +52,7 @@ def state_bytes(
     | 1, 2 | 4 P | 4 P / N | 4 P / N | 8 P / N |
     | 3 | 4 P / N | 4 P / N | 4 P / N | 8 P / N |
 
+    Of what is frozen there are weights alone, as of the others.
     An average (`ema_decay`) is spread as moments are, 4 P or 4 P / N; whoever `validates` has a
     whole copy to do it with, 4 P.
     Stage 3 keeps a bucket of `BUCKET_NUMBERS` numbers, and another in bf16.
@@ -60,10 +62,10 @@ def state_bytes(
     stages 1 and 2, gradients of a tensor that is cut by a border are whole on both sides.
     """
     part = parameters * FP32_BYTES / (world if zero_stage else 1)
-    whole = float(parameters * FP32_BYTES)
-    bucket = -(-min(parameters, BUCKET_NUMBERS) // 1024) * 1024
+    whole = float((parameters + frozen) * FP32_BYTES)
+    bucket = -(-min(parameters + frozen, BUCKET_NUMBERS) // 1024) * 1024
     return StateBytes(
-        weights=part if zero_stage == 3 else whole,
+        weights=whole / world if zero_stage == 3 else whole,
         master=part if zero_stage else 0.0,
         gradients=part,
         moments=part * moments_of(optim),

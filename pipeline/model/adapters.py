@@ -51,7 +51,7 @@ class LoraLinear(nn.Linear):
 
     def forward(self, values_BI: Tensor) -> Tensor:
         """[B, I] -> [B, O]."""
-        beside_BO = self.lora_b(self.lora_a(self.dropout(values_BI)))
+        beside_BO: Tensor = self.lora_b(self.lora_a(self.dropout(values_BI)))
         return super().forward(values_BI) + self.scale * beside_BO
 
 

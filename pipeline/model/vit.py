@@ -219,11 +219,10 @@ class ViT(Encoder, Backbone):
         """
         if both_heads and self.distillation_head is None:
             raise ValueError("both_heads asks for the distillation token's head, and there is none")
+        if self.distillation_head is None:
+            return super().forward(pixels_BCHW, noise)
         with self.below_head():
             tokens_BTD = self.forward_tokens(pixels_BCHW, noise)
-            pooled_BD = None if self.distillation_head else self._pool(tokens_BTD)
-        if pooled_BD is not None:
-            return self.forward_head(pooled_BD)
         pair = self.forward_head(tokens_BTD[:, 0]), self.distillation_head(tokens_BTD[:, 1])
         logits_B2K = torch.stack(pair, dim=1)
         return logits_B2K if both_heads else logits_B2K.mean(dim=1)

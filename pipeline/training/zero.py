@@ -168,7 +168,7 @@ class DeepSpeedEngine:
     def _flat_tensors(self, engine: Any) -> list[Tensor]:
         """The tensors on this rank that the optimizer really updates."""
         if self.zero.stage == 0:
-            return learned(self.model)
+            return list(learned(self.model))
         name = "fp32_partitioned_groups_flat" if self.zero.stage == 3 else None
         return list(getattr(engine.optimizer, name or "single_partition_of_fp32_groups"))
 

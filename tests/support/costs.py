@@ -13,6 +13,8 @@ from torch.utils.flop_counter import (
 )
 
 from pipeline.model import build
+from pipeline.model.backbone import Backbone
+from pipeline.model.freezing import freeze
 from pipeline.model.mae import build_mae
 from pipeline.model.masked import build_masked
 from pipeline.training.objectives.common import Objective
@@ -21,6 +23,7 @@ from pipeline.training.objectives.supervised import Supervised
 from schemas.backbones import ResNetSpec
 from schemas.model import ViTSpec
 from schemas.objectives import AnyObjective, MaeSpec, MaskedPatchSpec, SupervisedSpec
+from schemas.tuning import FreezeSpec
 from tests.support.training import FakeLoader, setting
 
 SUPERVISED = SupervisedSpec()
@@ -36,6 +39,7 @@ class Case:
     bf16: bool = False
     recompute: bool = False
     samples: int = 4
+    freeze: FreezeSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Counted:
 def count(case: Case) -> Counted:
     """Build the model, and take a step under torch's counters."""
     model, objective = _parts(case)
+    if case.freeze is not None and isinstance(model, Backbone):
+        freeze(model, case.freeze)
     loader = FakeLoader(_labelled(case.model), samples=case.samples, global_samples=case.samples)
     batch = next(loader.batches(0))[0]
     saved = _Saved(model)

@@ -96,11 +96,13 @@ def test_only_as_many_gpus_count_as_share_the_batch_evenly(spec: Path, tmp_path:
 @pytest.mark.parametrize("name", sorted(recipe_files()))
 def test_every_training_stage_of_a_recipe_is_estimated(name: str, tmp_path: Path) -> None:
     found = estimate_document(Target(name, tmp_path, None, ()), NOTHING)
-    nodes = expand(load_experiment(recipe_files()[name])).nodes
-    trained = [node.name for node in nodes if isinstance(node.spec, TrainingSpec)]
+    graph = expand(load_experiment(recipe_files()[name]))
+    trained = [node.name for node in graph.nodes if isinstance(node.spec, TrainingSpec)]
     assert [stage.stage for stage in found.stages] == trained != []
     for stage in found.stages:
-        assert stage.parameters
+        init = graph.node(stage.stage).inputs.get("init")
+        is_foreign = init is not None and graph.node(init.stage).kind == "import"
+        assert (stage.parameters is None) == is_foreign, "of imported weights nothing is known yet"
         assert all(device.fits for device in stage.devices)
 
 

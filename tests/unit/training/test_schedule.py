@@ -126,3 +126,18 @@ def test_durations_are_whole_steps() -> None:
     assert total_steps(DurationSpec(epochs=0.01), steps_per_epoch=3) == 1
     with pytest.raises(SpecError, match="fewer samples than one global batch"):
         total_steps(DurationSpec(steps=7), steps_per_epoch=0)
+
+
+def test_a_linear_probe_has_a_rate_of_its_own_and_the_schedule_begins_after_it() -> None:
+    plain = optim()
+    probed = plain.revise(linear_probe_steps=40, linear_probe_lr=0.2)
+    assert learning_rate(0, probed, 150) == 0.2
+    assert learning_rate(20, probed, 150) == pytest.approx(0.1)
+    assert learning_rate(39, probed, 150) == pytest.approx(0.1 * (1 + math.cos(math.pi * 0.975)))
+    for step in (0, 5, 10, 55, 109):
+        assert learning_rate(40 + step, probed, 150) == learning_rate(step, plain, 110)
+    with pytest.raises(SpecError, match="has only 10 steps after its linear probe"):
+        learning_rate(0, probed, 50)
+    for half in ({"linear_probe_steps": 3}, {"linear_probe_lr": 0.1}):
+        with pytest.raises(ValidationError, match="linear_probe_lr together"):
+            plain.revise(**half)

@@ -182,6 +182,61 @@ def test_fine_tuning_learns_from_labels() -> None:
         FinetuneSpec.parse({**BASE, "init": None, "objective": MAE})
 
 
+TUNED: dict[str, Any] = {
+    "data": "pets",
+    "init": "pretrain",
+    "optim": {"peak_lr": 1e-3},
+    "batch": {"global_samples": 8},
+    "duration": {"steps": 20},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"freeze": {"all_but": "head"}, "lora": {}}, "leave freeze out"),
+        ({"freeze": {"up_to_layer": 2}, "init": None}, "freeze keeps weights of init"),
+        ({"lora": {}, "init": None}, "lora keeps weights of init"),
+        (
+            {"optim": {"peak_lr": 1e-3, "linear_probe_steps": 20, "linear_probe_lr": 0.1}},
+            "must be less than duration.steps 20 less optim.linear_probe_steps 20",
+        ),
+    ],
+)
+def test_what_a_fine_tuning_cannot_keep_is_refused(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValidationError, match=sentence):
+        FinetuneSpec.parse({**TUNED, **changes})
+
+
+def test_a_pre_training_has_no_linear_probe() -> None:
+    probe = {"peak_lr": 1e-3, "linear_probe_steps": 2, "linear_probe_lr": 0.1}
+    with pytest.raises(ValidationError, match="take kind: finetune"):
+        spec(optim=probe)
+
+
+def test_the_paper_fine_tunes_as_a_spec_can_say() -> None:
+    """Table 4 and B.1.1: SGD with momentum 0.9, no weight decay, clip 1, cosine, 384 px."""
+    pets = FinetuneSpec.parse(
+        {
+            "data": "pets",
+            "init": "pretrain",
+            "model": {"image_px": 384},
+            "optim": {"algorithm": "sgd", "peak_lr": 0.01, "warmup_steps": 100},
+            "batch": {"global_samples": 512},
+            "duration": {"steps": 500},
+            "search": {
+                "peak_lr": [0.001, 0.003, 0.01, 0.03],
+                "steps": [500],
+                "holdout_ratio": 0.1,
+            },
+        }
+    )
+    optim = pets.optim
+    assert (optim.beta1, optim.weight_decay, optim.clip_norm) == (0.9, 0.0, 1.0)
+    assert (optim.schedule, optim.layer_decay) == ("cosine", None)
+    assert pets.freeze is pets.lora is None
+
+
 def test_weights_leave_the_input_size_and_the_regularisation_free() -> None:
     free = {"image_px": 16, "position_resize": "jax", "drop_path": 0.1, "patch_dropout": 0.5}
     made = FinetuneSpec.parse({**BASE, "init": "b", "model": free})
