@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +28,8 @@ _PAIRS_NOTE = FigureNote(
     file="pairs.png",
     title="images taken out",
     caption="Each beside the image that it repeats, least alike first; = stands for the same "
-    "bytes, a number for the mean difference of the thumbnails in grey levels.",
+    "bytes, a number for the mean difference of the thumbnails in grey levels, cos for the cosine "
+    "of the features.",
 )
 _CAPTION_CHARS = 18
 _LISTED = 1000
@@ -39,6 +41,7 @@ _LISTED_COLUMNS = [
     "matched_source",
     "hamming_bits",
     "thumbnail_difference",
+    "cosine",
 ]
 
 
@@ -47,6 +50,10 @@ def run(request: StageRequest, tools: StageTools) -> StageOutput:
     spec = FilterSpec.parse(request.spec)
     cleaned = _named(request.inputs["data"], FilterSpec.default_splits["data"])
     against = _against(request)
+    if spec.features:
+        from jobs.set_features import with_features  # what reads features needs torch
+
+        cleaned, *against = with_features([cleaned, *against], request)
     result = filter_split(
         cleaned,
         against,
@@ -126,10 +133,14 @@ def _write_report(folder: Path, result: FilterResult, metrics: dict[str, float])
 
 
 def _most_doubtful(removals: pa.Table) -> pa.Table:
-    """The removed rows that repeat another image, those least like their match first."""
+    """The removed rows that repeat another image, those least like their match first.
+
+    What only features say comes before all that looks the same.
+    """
     matched = removals.filter(removals["matched_row"].is_valid())
     difference = matched["thumbnail_difference"].fill_null(-1.0).to_numpy()
-    order = np.argsort(-difference, kind="stable")
+    cosine = matched["cosine"].fill_null(2.0).to_numpy()
+    order = np.lexsort((-difference, cosine))
     return matched.take(pa.array(order[:_PAIRS_SHOWN]))
 
 
@@ -138,7 +149,8 @@ def _pairs(
 ) -> list[tuple[Pixels, str]]:
     """Each removed image, and beside it the one that it repeats: how far apart, and in which set.
 
-    `=` stands for the same bytes, a number for the difference of the thumbnails in grey levels.
+    `=` stands for the same bytes, a number for the difference of the thumbnails in grey levels, or,
+    with `cos`, for the cosine of the features.
     """
     split = cleaned.data.split(cleaned.split)
     splits = {place: test.data.split(test.split) for place, test in enumerate(against)}
@@ -146,9 +158,14 @@ def _pairs(
     for row in removals.to_pylist():
         theirs = split if row["test"] == NO_TEST else splits[row["test"]]
         matched = theirs.read(row["matched_place"], row["matched_row"])
-        difference = row["thumbnail_difference"]
-        alike = "=" if difference is None else f"{difference:.1f}"
         removed = split.read(row["place"], row["row"])
         pictures.append((decode(removed.image), removed.source[-_CAPTION_CHARS:]))
-        pictures.append((decode(matched.image), f"{alike} {row['matched_set']}"))
+        pictures.append((decode(matched.image), f"{_nearness(row)} {row['matched_set']}"))
     return pictures
+
+
+def _nearness(row: dict[str, Any]) -> str:
+    difference, cosine = row["thumbnail_difference"], row["cosine"]
+    if cosine is not None:
+        return f"cos {cosine:.2f}"
+    return "=" if difference is None else f"{difference:.1f}"

@@ -63,9 +63,20 @@ class FilterSpec(StageSpec):
     """And by no more than this share of the thumbnail's contrast (its mean absolute deviation from
     its mean grey): of pale images, such as pages of text, a small difference is a great one."""
 
-    revision: ClassVar[int] = 2
+    features: Input[tuple[str, ...]] = ()
+    """Stages of features, all by one model: of `data`, and of every set of `against`. With
+    `min_cosine`, whatever is that alike by them goes too, after all that goes without them."""
+    min_cosine: Semantic[float | None] = Field(default=None, gt=0, le=1)
+    """Cosine of two features from which on images count as alike. What is right depends on the
+    model: look at the pairs that a first value finds."""
+
+    revision: ClassVar[int] = 3
     libraries: ClassVar[tuple[str, ...]] = ("numpy", "pillow", "pyarrow", "simplejpeg")
-    ports: ClassVar[dict[str, tuple[str, ...]]] = {"data": SHARD_SETS, "against": SHARD_SETS}
+    ports: ClassVar[dict[str, tuple[str, ...]]] = {
+        "data": SHARD_SETS,
+        "against": SHARD_SETS,
+        "features": ("features",),
+    }
     default_splits: ClassVar[dict[str, str]] = {"data": "train"}
     shows_names: ClassVar[bool] = True
 
@@ -76,6 +87,24 @@ class FilterSpec(StageSpec):
                 "a filter without a rule removes nothing; give against, quality or near_duplicates"
             )
         return self
+
+    @model_validator(mode="after")
+    def _features_have_a_bound(self) -> "FilterSpec":
+        if bool(self.features) != (self.min_cosine is not None):
+            raise ValueError(
+                "features and min_cosine belong together: the stages that have the features of "
+                "data and of against, and how alike two of them may be"
+            )
+        if self.features and not self.against and self.near_duplicates is None:
+            raise ValueError(
+                "features are compared with those of against, or of data itself; give against or "
+                "near_duplicates"
+            )
+        return self
+
+    def needed_libraries(self) -> tuple[str, ...]:
+        """With the library that compares features, where some are compared."""
+        return (*self.libraries, *(("scikit-learn",) if self.features else ()))
 
 
 class AppendSpec(CorpusSpec):
@@ -115,7 +144,7 @@ class RemoveSpec(StageSpec):
     allow_missing: Semantic[bool] = False
     """Whether an image that is not in the set is only counted; else it is an error."""
 
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = ("pyarrow",)
     ports: ClassVar[dict[str, tuple[str, ...]]] = {"data": SHARD_SETS}
     whole_sets: ClassVar[tuple[str, ...]] = ("data",)

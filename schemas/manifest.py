@@ -44,8 +44,11 @@ REMOVAL_REASONS = (
     "too_bright",
     "near_duplicate",
     "taken_out",
+    "alike_copy",
+    "alike_duplicate",
 )
-"""Copies are of test images; a near duplicate repeats an image of its own split, which stays."""
+"""Copies are of test images; a duplicate repeats an image of its own split, which stays. Near ones
+look the same, pixel by pixel; alike ones have features that say the same."""
 
 
 class SplitEntry(Spec):

@@ -70,6 +70,7 @@ TOMBSTONES = pa.schema(
         pa.field("matched_source", pa.string()),
         pa.field("hamming_bits", pa.int32()),
         pa.field("thumbnail_difference", pa.float32()),
+        pa.field("cosine", pa.float32()),  # of the features of both images
     ]
 )
 """Rows of a shard set that readers leave out; sorted by (split, uid), one row for each uid."""

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pipeline.data.curation.matching import Int64s, Side
 from pipeline.data.shards.shard_set import ShardSet, Split
 from pipeline.data.staging import committing, read_table
+from schemas.errors import IntegrityError
 from schemas.manifest import SHARDS_FOLDER
 from schemas.records import RECORD, ROWS_PER_BATCH, THUMBNAIL_PX
 
@@ -48,6 +49,8 @@ class Blocks:
     split: str
     bounds: tuple[int, ...]
     """Place of the first shard of each block in the split, and one past the last."""
+    features: Path | None = None
+    """A table with `uid` and `features` of every live row of the split, in storage order."""
 
     def __len__(self) -> int:
         """Number of blocks."""
@@ -58,9 +61,17 @@ class Blocks:
         return self.folder / f"{number:06d}.arrow"
 
 
-def cut(data: ShardSet, split: str, folder: Path, *, rows: int = BLOCK_ROWS) -> Blocks:
+def cut(
+    data: ShardSet,
+    split: str,
+    folder: Path,
+    *,
+    rows: int = BLOCK_ROWS,
+    features: Path | None = None,
+) -> Blocks:
     """Cut a split into blocks of about so many rows; `write_block` makes their files."""
-    return Blocks(folder, data.folder, split, tuple(_bounds(data.split(split).shard_rows, rows)))
+    bounds = tuple(_bounds(data.split(split).shard_rows, rows))
+    return Blocks(folder, data.folder, split, bounds, features)
 
 
 def write_block(task: tuple[Blocks, int]) -> int:
@@ -98,6 +109,7 @@ class Block:
         """Open a block that was written."""
         self.table = read_table(blocks.file(number))
         self._blocks = blocks
+        self._number = number
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -144,6 +156,25 @@ class Block:
         ]
         none = pa.schema([RECORD.field(name) for name in names]).empty_table()
         return pa.concat_tables(parts).take(pa.array(np.argsort(order))) if parts else none
+
+    def features(self, rows: range) -> NDArray[np.float64]:
+        """Features of some rows, [len(rows), width].
+
+        Raises:
+            IntegrityError: If the table of features is of other images.
+        """
+        column = self._features["features"].slice(rows.start, len(rows)).combine_chunks()
+        values = np.asarray(column.flatten().to_numpy(zero_copy_only=False), np.float64)
+        return values.reshape(len(rows), -1)
+
+    @cached_property
+    def _features(self) -> pa.Table:
+        assert self._blocks.features is not None, "asked for only where there are some"  # noqa: S101
+        before = (len(read_table(self._blocks.file(number))) for number in range(self._number))
+        found = read_table(self._blocks.features).slice(sum(before), len(self))
+        if not found["uid"].combine_chunks().equals(self.table["uid"].combine_chunks()):
+            raise IntegrityError(f"{self._blocks.features} holds features of other images")
+        return found
 
     def shard_path(self, shard: int) -> Path:
         """File of a shard of the split."""

@@ -1,13 +1,15 @@
 """Removes rows of one split: copies of test images, poor images, near copies of each other.
 
-Three rules in this order, each optional: what also stands in the test splits, exactly (same uid) or
-nearly; what the quality rules refuse; and, of what is left, near copies of each other. Test splits
+Three rules in this order, each optional: what also stands in the test splits, exactly (same uid),
+nearly, or by alike features; what the quality rules refuse; and, of what is left, copies of each
+other, first near ones, then alike ones. Test splits
 are read and never changed. The result is a new manifest over the same shards and a table of removed
 rows, each with its reason and its match (`pipeline.data.shards.tombstones`).
 
 Near copies: perceptual hashes of the image or its mirror at most `max_hamming_bits` apart,
 confirmed on the thumbnails. Rows without a hash (sides below 32 px, or hashes off at ingest) are
-compared exactly only, and counted.
+compared exactly only, and counted. Alike features: those of a model, where a stage has computed
+them (`.alike`).
 
 Costs. Tasks work on blocks of about 260,000 rows (`.blocks`), so their memory is bounded: about
 100 MB. On disk, 44 bytes for each row while it lasts. The driver holds the removed rows,
@@ -24,10 +26,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.curation.blocks import BLOCK_ROWS, cut, write_block
+from pipeline.data.curation.blocks import BLOCK_ROWS, Blocks, cut, write_block
 from pipeline.data.curation.judging import JudgeTask, judge_block
 from pipeline.data.curation.matching import Limits
-from pipeline.data.curation.near_duplicates import Search, find_near_duplicates
+from pipeline.data.curation.near_duplicates import (
+    AlikeFinder,
+    NearFinder,
+    Search,
+    find_near_duplicates,
+)
 from pipeline.data.curation.removals import REMOVALS, DescribeTask, describe_block
 from pipeline.data.shards.shard_set import ShardSet
 from pipeline.data.shards.tombstones import DerivedSet, reasons, without_rows
@@ -36,7 +43,7 @@ from schemas.curation import FilterSpec
 from schemas.errors import DataError
 from schemas.report import TestCopiesRow
 
-FILTER_PIECES = ("blocks", "judged", "near", "removed")
+FILTER_PIECES = ("blocks", "judged", "near", "alike", "removed")
 """All that a filter keeps below its progress folder."""
 
 
@@ -47,6 +54,8 @@ class NamedSplit:
     name: str
     data: ShardSet
     split: str
+    features: Path | None = None
+    """A table of the features of its live rows, where features are compared."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +102,8 @@ def filter_split(
     work = _Work(cleaned, tuple(against), spec, tools=tools, block_rows=block_rows)
     work.prepare()
     work.judge()
-    if spec.near_duplicates is not None:
-        find_near_duplicates(work.search, tools)
+    for search in work.searches:
+        find_near_duplicates(search, tools)
     removals = work.describe()
     if len(removals) == cleaned.data.manifest.splits[cleaned.split].rows:
         raise DataError(f"no image of {cleaned.name} would be left: {reasons(removals)}")
@@ -126,15 +135,25 @@ class _Work:
         self._against = against
         self._names = (*(test.name for test in against), cleaned.name)
         folder = tools.progress / "blocks"
-        self._blocks = cut(cleaned.data, cleaned.split, folder / "data", rows=block_rows)
+        self._blocks = _cut(cleaned, folder / "data", block_rows)
         self._tests = tuple(
-            cut(test.data, test.split, folder / f"test-{place}", rows=block_rows)
-            for place, test in enumerate(against)
+            _cut(test, folder / f"test-{place}", block_rows) for place, test in enumerate(against)
         )
-        limits = Limits(
+        self._limits = Limits(
             spec.max_hamming_bits, spec.max_thumbnail_difference, spec.max_relative_difference
         )
-        self.search = Search(self._blocks, limits, self._piece("judged"), self._piece("near"))
+        self.searches = self._searches()
+
+    def _searches(self) -> tuple[Search, ...]:
+        """For copies within the split, one after the other."""
+        if self._spec.near_duplicates is None:
+            return ()
+        judged, near, alike = (self._piece(name) for name in ("judged", "near", "alike"))
+        first = Search(self._blocks, NearFinder(self._limits), (judged,), near)
+        if self._spec.min_cosine is None:
+            return (first,)
+        finder = AlikeFinder(self._spec.min_cosine)
+        return first, Search(self._blocks, finder, (judged, near), alike)
 
     def prepare(self) -> None:
         """Write the blocks."""
@@ -189,7 +208,8 @@ class _Work:
             blocks=self._blocks,
             number=number,
             tests=self._tests,
-            limits=self.search.limits,
+            limits=self._limits,
+            min_cosine=self._spec.min_cosine,
             quality=self._spec.quality,
             out=self._piece("judged") / f"{number:06d}.arrow",
             hits=self._piece("judged") / f"{number:06d}-tests.arrow",
@@ -197,8 +217,7 @@ class _Work:
 
     def _describe_task(self, number: int) -> DescribeTask:
         found = [self._judge_task(number).out]
-        if self._spec.near_duplicates is not None:
-            found.append(self.search.settled(number))
+        found += [search.settled(number) for search in self.searches]
         return DescribeTask(
             blocks=self._blocks,
             number=number,
@@ -210,3 +229,7 @@ class _Work:
 
     def _piece(self, name: str) -> Path:
         return self._tools.progress / name
+
+
+def _cut(of: NamedSplit, folder: Path, rows: int) -> Blocks:
+    return cut(of.data, of.split, folder, rows=rows, features=of.features)

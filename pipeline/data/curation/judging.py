@@ -29,14 +29,17 @@ MATCHES = pa.schema(
         pa.field("keeper", pa.int64()),  # row of that block
         pa.field("hamming_bits", pa.int32()),
         pa.field("thumbnail_difference", pa.float32()),
+        pa.field("cosine", pa.float32()),
     ]
 )
 """One judgement of one row: at most one for each test split, and one for all quality rules."""
 
 _HITS = pa.schema([("test", pa.int32()), ("block", pa.int32()), ("keeper", pa.int64())])
 _AT_ONCE = 4096
+_APART = ("exact_copy", "near_copy", "alike_copy")
+"""Kinds of copies, the surest first."""
 
-Nearness = tuple[Int64s, NDArray[np.float32]] | None
+Nearness = tuple[Int64s, NDArray[np.float32], NDArray[np.float32]] | None
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class JudgeTask:
     number: int
     tests: tuple[Blocks, ...]
     limits: Limits
+    min_cosine: float | None
+    """From which on features are alike; None: they are not compared."""
     quality: QualitySpec | None
     out: Path
     hits: Path
@@ -61,18 +66,22 @@ class Found:
     """-1: none yet."""
     keeper: Int64s
     hamming_bits: Int64s
+    """-1: not compared."""
     difference: NDArray[np.float32]
+    """NaN: not compared."""
+    cosine: NDArray[np.float32]
+    """NaN: not compared."""
 
     @classmethod
     def nothing(cls, rows: int) -> "Found":
         """For so many rows."""
-        none = np.full(rows, -1, np.int64)
-        return cls(none, none.copy(), none.copy(), np.zeros(rows, np.float32))
+        none, nothing = np.full(rows, -1, np.int64), np.full(rows, np.nan, np.float32)
+        return cls(none, none.copy(), none.copy(), nothing, nothing.copy())
 
     def note(self, rows: Int64s, keeper: Int64s, *, block: int, nearness: Nearness = None) -> None:
         """Enter matches of rows that have none; of several matches of one row the first counts.
 
-        `nearness` are the distances in bits and the differences of near copies.
+        `nearness` are the distances in bits, the differences and the cosines of such pairs.
         """
         fresh = np.flatnonzero(self.block[rows] < 0)
         fresh = fresh[np.unique(rows[fresh], return_index=True)[1]]
@@ -81,18 +90,19 @@ class Found:
         if nearness is not None:
             self.hamming_bits[rows[fresh]] = nearness[0][fresh]
             self.difference[rows[fresh]] = nearness[1][fresh]
+            self.cosine[rows[fresh]] = nearness[2][fresh]
 
-    def note_pairs(self, pairs: Pairs, keepers: Block, rows: Block, *, block: int) -> None:
-        """As `note`, of the hashed rows of two blocks."""
-        nearness = pairs.hamming_bits, pairs.difference
-        keeper = keepers.hashed[pairs.keeper]
-        self.note(rows.hashed[pairs.row], keeper, block=block, nearness=nearness)
+    def note_pairs(self, pairs: Pairs, keepers: Int64s, rows: Int64s, *, block: int) -> None:
+        """As `note`; `keepers` and `rows` are those of the blocks that the pairs count."""
+        nearness = pairs.hamming_bits, pairs.difference, pairs.cosine
+        self.note(rows[pairs.row], keepers[pairs.keeper], block=block, nearness=nearness)
 
     def table(self, reason: str, set_place: int) -> pa.Table:
         """As judgements."""
         rows = np.flatnonzero(self.block >= 0)
-        exact = reason == "exact_copy"
-        none = np.full(len(rows), exact)
+        bits, difference, cosine = (
+            values[rows] for values in (self.hamming_bits, self.difference, self.cosine)
+        )
         return pa.table(
             [
                 pa.array(rows),
@@ -100,8 +110,9 @@ class Found:
                 pa.array(np.full(len(rows), set_place, np.int32)),
                 pa.array(self.block[rows].astype(np.int32)),
                 pa.array(self.keeper[rows]),
-                pa.array(self.hamming_bits[rows].astype(np.int32), mask=none),
-                pa.array(self.difference[rows], mask=none),
+                pa.array(bits.astype(np.int32), mask=bits < 0),
+                pa.array(difference, mask=np.isnan(difference)),
+                pa.array(cosine, mask=np.isnan(cosine)),
             ],
             schema=MATCHES,
         )
@@ -117,7 +128,7 @@ def judge_block(task: JudgeTask) -> int:
     if not task.out.is_file():
         parts, hits = [MATCHES.empty_table()], [_HITS.empty_table()]
         for place, tests in enumerate(task.tests):
-            found, hit = _against(block, tests, place, task.limits)
+            found, hit = _against(block, tests, place, task)
             parts += found
             hits += hit
         if task.quality is not None:
@@ -128,31 +139,48 @@ def judge_block(task: JudgeTask) -> int:
 
 
 def first_of_each_row(judgements: pa.Table) -> pa.Table:
-    """One judgement of each row: exact before near copies, test splits as named, then quality."""
+    """One judgement of each row: exact, near, then alike copies, test splits as named, quality."""
     rows = judgements["row"].to_numpy()
     by_quality = judgements["block"].is_null().to_numpy()
-    near = pc.not_equal(judgements["reason"], "exact_copy").to_numpy()
-    order = np.lexsort((judgements["test"].to_numpy(), near, by_quality, rows))
+    apart = pc.index_in(judgements["reason"], pa.array(_APART)).fill_null(len(_APART)).to_numpy()
+    order = np.lexsort((judgements["test"].to_numpy(), apart, by_quality, rows))
     first = np.unique(rows[order], return_index=True)[1]
     return judgements.take(pa.array(order[first]))
 
 
 def _against(
-    block: Block, tests: Blocks, place: int, limits: Limits
+    block: Block, tests: Blocks, place: int, task: JudgeTask
 ) -> tuple[list[pa.Table], list[pa.Table]]:
     """Judgements of the block by one test split, and the test images that have a copy."""
-    exact, near = Found.nothing(len(block)), Found.nothing(len(block))
+    exact, near, alike = (Found.nothing(len(block)) for _ in _APART)
     hits = []
     for number in range(len(tests)):
         keepers = Block(tests, number)
         hit = _note_exact(exact, keepers, block, number)
         skip = Skip(len(keepers.hashed), len(block.hashed))
-        for pairs in near_pairs(keepers.side, block.side, limits, skip=skip):
-            near.note_pairs(pairs, keepers, block, block=number)
+        for pairs in near_pairs(keepers.side, block.side, task.limits, skip=skip):
+            near.note_pairs(pairs, keepers.hashed, block.hashed, block=number)
             hit[keepers.hashed[pairs.keeper]] = True
+        if task.min_cosine is not None:
+            hit |= _note_alike(alike, keepers, block, number, min_cosine=task.min_cosine)
         hits.append(_hits(hit, place, number))
     near.block[exact.block >= 0] = -1
-    return [exact.table("exact_copy", place), near.table("near_copy", place)], hits
+    alike.block[(exact.block >= 0) | (near.block >= 0)] = -1
+    found = zip(_APART, (exact, near, alike), strict=True)
+    return [it.table(reason, place) for reason, it in found], hits
+
+
+def _note_alike(
+    found: Found, keepers: Block, rows: Block, number: int, *, min_cosine: float
+) -> Bools:
+    from pipeline.data.curation.alike import alike_pairs
+
+    hit: Bools = np.zeros(len(keepers), np.bool_)
+    skip = Skip(len(keepers), len(rows))
+    for pairs in alike_pairs(keepers, rows, min_cosine, skip=skip):
+        found.note_pairs(pairs, np.arange(len(keepers)), np.arange(len(rows)), block=number)
+        hit[pairs.keeper] = True
+    return hit
 
 
 def _note_exact(found: Found, keepers: Block, rows: Block, number: int) -> Bools:

@@ -75,12 +75,12 @@ class Skip:
         """Skip nothing; `within`: both sides are one, and a keeper stands before its rows."""
         self.keepers: Bools = np.zeros(num_keepers, np.bool_)
         self.rows: Bools = np.zeros(num_rows, np.bool_)
-        self._within = within
+        self.within = within
 
     def allowed(self, keepers: Int64s, rows: Int64s) -> Bools:
         """Which pairs are to be compared."""
         allowed: Bools = ~(self.keepers[keepers] | self.rows[rows])
-        return allowed & (keepers < rows) if self._within else allowed
+        return allowed & (keepers < rows) if self.within else allowed
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,11 @@ class Pairs:
     keeper: Int64s
     row: Int64s
     hamming_bits: Int64s
+    """-1 where hashes were not compared."""
     difference: NDArray[np.float32]
+    """NaN likewise."""
+    cosine: NDArray[np.float32]
+    """NaN where features were not compared."""
 
     def take(self, places: Int64s) -> "Pairs":
         """Some of the pairs."""
@@ -99,6 +103,7 @@ class Pairs:
             self.row[places],
             self.hamming_bits[places],
             self.difference[places],
+            self.cosine[places],
         )
 
 
@@ -233,7 +238,8 @@ def _measured(keepers: Side, rows: Side, keeper: Int64s, row: Int64s) -> Pairs:
         np.bitwise_count(keepers.own[keeper] ^ wanted),
         np.bitwise_count(keepers.mirror[keeper] ^ wanted),
     )
-    return Pairs(keeper, row, bits.astype(np.int64), np.empty(len(row), np.float32))
+    none = np.full(len(row), np.nan, np.float32)
+    return Pairs(keeper, row, bits.astype(np.int64), none.copy(), none)
 
 
 def _selected(pairs: Pairs, max_bits: int, skip: Skip) -> Pairs:

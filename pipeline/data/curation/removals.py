@@ -77,6 +77,7 @@ def _describe(task: DescribeTask, matches: pa.Table, *, test: int, block: int | 
         "reason": matches["reason"],
         "hamming_bits": matches["hamming_bits"],
         "thumbnail_difference": matches["thumbnail_difference"],
+        "cosine": matches["cosine"],
         "place": pa.array(ours.places[0][rows].astype(np.int32)),
         "test": matches["test"],
         "other_label": pa.array(np.zeros(len(rows), np.bool_)),

@@ -78,8 +78,9 @@ def merged(before: pa.Table | None, removed: pa.Table) -> pa.Table:
     """The rows removed now and before, sorted by (split, uid)."""
     tables = [removed.select(TOMBSTONES.names).cast(TOMBSTONES)]
     if before is not None:
-        tables.append(before.cast(TOMBSTONES))
-    rows = pa.concat_tables(tables)
+        tables.append(before)
+    # Tables of before lack the columns that came later.
+    rows = pa.concat_tables(tables, promote_options="default").cast(TOMBSTONES)
     keys = [("split", "ascending"), ("uid", "ascending")]
     return rows.take(pc.sort_indices(rows.select(["split", "uid"]), sort_keys=keys))
 

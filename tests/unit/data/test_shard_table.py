@@ -60,6 +60,7 @@ def test_removed_rows_are_found_by_shard_and_sorted(table: ShardTable) -> None:
             "matched_uid": bytes(16),
             "hamming_bits": None,
             "thumbnail_difference": None,
+            "cosine": None,
         }
         for split, shard, row in gone
     ]

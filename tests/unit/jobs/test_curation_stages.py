@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from jobs import append as append_job
+from jobs import features as features_job
 from jobs import filter as filter_job
 from jobs import ingest as ingest_job
 from jobs import remove as remove_job
@@ -12,10 +13,13 @@ from pipeline.data.images.decode import decode
 from pipeline.data.shards.shard_set import ShardSet
 from pipeline.data.staging import sha256_of
 from schemas.curation import AppendSpec, FilterSpec, RemoveSpec
+from schemas.errors import DataError
 from schemas.manifest import DATASET_FOLDER
+from schemas.probing import FeaturesSpec
 from schemas.report import TEST_COPIES_FILE, TestCopiesReport
 from tests.support.corpora import encode, picture, write_folder
 from tests.support.datasets import ingest_spec
+from tests.support.models import saved_model
 from tests.support.stages import StageRun, run_stage
 
 SPLITS = {"train": "train", "test": "test"}
@@ -61,6 +65,37 @@ def test_a_filter_tells_what_each_rule_and_each_test_split_removed(
     assert "1 of 18 images of corpus@test had a copy" in clean.said[-1]
     matched = {pair["reason"]: pair["matched_set"] for pair in _pairs(clean)}
     assert matched == {"exact_copy": "corpus@test", "near_duplicate": "corpus@train"}
+
+
+def test_a_filter_compares_features_of_the_very_sets(corpus: StageRun, tmp_path: Path) -> None:
+    model = saved_model(tmp_path, ("circle", "stripes", "wave"))
+    spec = FeaturesSpec(data="corpus", model="model")
+    inputs = {"data": corpus.at(None), "model": model}
+    found = run_stage(features_job.run, spec, tmp_path / "found", inputs=inputs)
+    fields = {"data": "corpus", "against": ["corpus@test"], "near_duplicates": "keep_first"}
+    alike = FilterSpec.parse({**fields, "features": ["found"], "min_cosine": 0.9})
+    inputs = {
+        "data": corpus.at("train"),
+        "against[0]": corpus.at("test"),
+        "features[0]": found.at(None),
+    }
+    clean = run_stage(filter_job.run, alike, tmp_path / "clean", inputs=inputs)
+    reasons = {pair["reason"] for pair in _pairs(clean)}
+    assert {"exact_copy", "alike_copy"} <= reasons, "random features tell few pictures apart"
+    cosines = [pair["cosine"] for pair in _pairs(clean) if pair["reason"].startswith("alike")]
+    assert min(cosines) >= 0.9
+    with pytest.raises(DataError, match="found have no features of clean@train as it is now"):
+        run_stage(
+            filter_job.run, alike, tmp_path / "again", inputs={**inputs, "data": clean.at("train")}
+        )
+    other = saved_model(tmp_path / "other", ("circle", "stripes", "wave"), seed=2).revise(
+        digest="o"
+    )
+    inputs["features[1]"] = run_stage(
+        features_job.run, spec, tmp_path / "f2", inputs={"data": corpus.at(None), "model": other}
+    ).at(None)
+    with pytest.raises(DataError, match="features of found, f2 are of several models"):
+        run_stage(filter_job.run, alike, tmp_path / "two", inputs=inputs)
 
 
 def _pairs(clean: StageRun) -> list[dict[str, str]]:
