@@ -15,7 +15,13 @@ from tests.support.dag import CURATED, experiment, graph_of
 
 GRAPH = graph_of()
 FOREIGN = "  foreign: {kind: import, source: {layout: hf, uri: /weights}}\n"
-EVERY_KIND = CURATED.replace("  clean:", f"{FOREIGN}  clean:")
+LOOKING = """\
+  found: {kind: features, data: pets, model: transfer}
+  probed: {kind: probe, features: found}
+  compared: {kind: compare, of: [accuracy, accuracy]}
+  pictured: {kind: interpret, data: pets, model: transfer}
+"""
+EVERY_KIND = CURATED.replace("  clean:", f"{FOREIGN}{LOOKING}  clean:")
 STAGE = st.sampled_from([node.name for node in GRAPH.nodes])
 DIGEST = st.text("0123456789abcdef", min_size=64, max_size=64)
 
