@@ -41,6 +41,7 @@ ENTRY_MODULES: Mapping[str, str] = {
     "probe": "jobs.probe",
     "compare": "jobs.compare",
     "interpret": "jobs.interpret",
+    "robustness": "jobs.robustness",
     "report": "jobs.report",
 }
 """Stage kind -> the module whose `run` makes its artifact; imported in the stage's process only."""
@@ -56,6 +57,7 @@ _OWN_CORES: Mapping[str, float] = {
     "compare": 1,
     "interpret": 1,
     "import": 1,
+    "robustness": 1,
     "report": 1,
 }
 """Cores of the stage task itself. The other kinds hand their work to tasks and workers."""

@@ -12,6 +12,7 @@ from schemas.evaluation import BaselineSpec, EvaluateSpec, ReportSpec
 from schemas.interchange import ImportSpec
 from schemas.interpret import InterpretSpec
 from schemas.probing import FeaturesSpec, ProbeSpec
+from schemas.robustness import RobustnessSpec
 from schemas.spec import Execution, Semantic, Spec
 from schemas.stage import STAGE_NAME
 from schemas.training import FinetuneSpec, PretrainSpec
@@ -30,6 +31,7 @@ AnyStage = Annotated[
     | ProbeSpec
     | CompareSpec
     | InterpretSpec
+    | RobustnessSpec
     | ReportSpec,
     Field(discriminator="kind"),
 ]
@@ -50,6 +52,7 @@ STAGE_KINDS: dict[str, type[Any]] = {
         ProbeSpec,
         CompareSpec,
         InterpretSpec,
+        RobustnessSpec,
         ReportSpec,
     )
 }

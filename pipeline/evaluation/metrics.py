@@ -15,7 +15,7 @@ from schemas.objectives import Probabilities
 _Z_95 = 1.959963984540054  # two-sided 95 % quantile of the standard normal distribution
 
 
-def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+def wilson_interval(correct: float, total: float) -> tuple[float, float]:
     """95 % score interval of a proportion (Wilson 1927): low and high, within [0, 1].
 
     Unlike the textbook interval it stays honest for few images and for proportions near 0 or 1.
