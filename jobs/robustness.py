@@ -24,7 +24,7 @@ from pipeline.evaluation.robustness.planning import learned_name, patch_side
 from pipeline.evaluation.robustness.saliency import can_guide
 from pipeline.evaluation.robustness.strips import strips_of
 from pipeline.evaluation.robustness.summary import clean_accuracy, corruption_errors, curves_of
-from pipeline.evaluation.robustness.work import Named, Robustness, Tested
+from pipeline.evaluation.robustness.work import LoadedTests, Named, Robustness
 from pipeline.model.saved import load_saved
 from schemas.checkpoint import MODEL_FOLDER
 from schemas.errors import PausedError
@@ -72,7 +72,7 @@ class _Found:
 
     numbers: tuple[int, ...]
     """Of its models."""
-    tested: Tested
+    tested: LoadedTests
     file: str
     table: pa.Table
 

@@ -135,10 +135,10 @@ def _name_axes(axes: Axes, curves: Sequence[RobustnessCurve]) -> None:
         axes.set_xticks([*points], [*points.values()], rotation=60)
         axes.minorticks_off()
         axes.set_xlabel("rows x columns of cells that change places", fontsize=8)
-    elif len(first.points) <= _MOST_TICKS:
-        axes.set_xticks([it.x for it in first.points])
     elif first.test == "lesion":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    elif len(first.points) <= _MOST_TICKS:
+        axes.set_xticks([it.x for it in first.points])
     tidy(axes, grid="both")
 
 

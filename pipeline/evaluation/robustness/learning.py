@@ -18,7 +18,7 @@ from pipeline.data.shards.shard_set import ShardSet
 from pipeline.data.staging import committing
 from pipeline.evaluation.passes import torch_threads
 from pipeline.evaluation.robustness import attacks
-from pipeline.evaluation.robustness.subjects import Subject, tested
+from pipeline.evaluation.robustness.subjects import Subject, subject_of
 from pipeline.model.saved import load_model
 from schemas.model import CHANNELS
 from schemas.robustness import LARGEST_VALUE, UniversalPatchTest
@@ -52,7 +52,7 @@ def learn_patch(lesson: PatchLesson) -> Path:
     """
     with torch_threads(lesson.threads):
         model, _ = load_model(lesson.model)
-        subject = tested("model", model.to("cuda" if lesson.gpu else "cpu"))
+        subject = subject_of("model", model.to("cuda" if lesson.gpu else "cpu"))
         start = attacks.random_start(
             f"universal_patch/noise/{lesson.side}/{lesson.draw}",
             lesson.seed,

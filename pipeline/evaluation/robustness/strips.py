@@ -10,13 +10,13 @@ from jaxtyping import UInt8
 
 from pipeline.evaluation.robustness.drawing import StripRow
 from pipeline.evaluation.robustness.trials import Place, Seen
-from pipeline.evaluation.robustness.work import Tested
+from pipeline.evaluation.robustness.work import LoadedTests
 
 Image = UInt8[np.ndarray, "H W C"]
 _MOST_STRENGTHS = 6
 
 
-def strips_of(tested: Tested, seen: Seen) -> dict[str, list[StripRow]]:
+def strips_of(tested: LoadedTests, seen: Seen) -> dict[str, list[StripRow]]:
     """Test -> a row for each variant, first draw alone; attacks are those on the first model.
 
     Args:

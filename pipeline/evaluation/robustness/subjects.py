@@ -79,7 +79,7 @@ class Subject:
         return normalise(pixels_BHWC.clone(), self.model.spec)
 
 
-def tested(stage: str, model: Backbone) -> Subject:
+def subject_of(stage: str, model: Backbone) -> Subject:
     """The model in evaluation mode, its weights fixed, so that gradients stop at the pixels."""
     fixed = model.eval().requires_grad_(requires_grad=False)
     return Subject(stage, fixed, blocks_of(fixed))

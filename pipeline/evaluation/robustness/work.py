@@ -18,7 +18,7 @@ from jaxtyping import Float
 from pipeline.data.feed.loader import Batch
 from pipeline.evaluation.robustness.planning import Asked, Plan, plan_trials
 from pipeline.evaluation.robustness.saliency import attention_shares, guiding
-from pipeline.evaluation.robustness.subjects import Subject, tested
+from pipeline.evaluation.robustness.subjects import Subject, subject_of
 from pipeline.evaluation.robustness.trials import NOT_MEASURED, Column, Pixels, Place, Seen
 from pipeline.model.saved import load_model
 from pipeline.model.vit import ViT
@@ -50,7 +50,7 @@ class Robustness:
     training_images: int
     seed: int
 
-    def load(self, device: torch.device) -> "Tested":
+    def load(self, device: torch.device) -> "LoadedTests":
         """Read the models.
 
         Raises:
@@ -58,7 +58,7 @@ class Robustness:
         """
         guide = None if self.guide is None else _guide(self.guide, self.tests).to(device)
         subjects = {
-            named.number: tested(named.stage, load_model(named.folder)[0].to(device))
+            named.number: subject_of(named.stage, load_model(named.folder)[0].to(device))
             for named in self.models
         }
         plans = [
@@ -75,10 +75,10 @@ class Robustness:
             for number, subject in subjects.items()
         ]
         look = None if guide is None else _looking(guide)
-        return Tested([*subjects.values()], plans, look, self.seed)
+        return LoadedTests([*subjects.values()], plans, look, self.seed)
 
 
-class Tested:
+class LoadedTests:
     """Models and their trials, ready for batches."""
 
     def __init__(
