@@ -67,6 +67,7 @@ _SHOWN = (
     "compare",
     "features",
     "probe",
+    "robustness",
     "interpret",
 )
 

@@ -8,6 +8,7 @@ from pipeline.cost.flops import model_flops, training_flops
 from pipeline.cost.learning import Learning, learning
 from pipeline.cost.memory import training_memory
 from pipeline.cost.parameters import model_parameters
+from pipeline.cost.robustness import forward_passes, learning_passes
 from pipeline.cost.state import FP32_BYTES, moments_of
 from schemas.backbones import BackboneSpec, ResNetSpec, carried_on
 from schemas.data import CorpusSpec, IngestSpec
@@ -17,6 +18,7 @@ from schemas.interchange import ImportSpec, WeightsSource
 from schemas.interpret import InterpretSpec
 from schemas.model import ModelChange, ViTSpec
 from schemas.probing import FeaturesSpec
+from schemas.robustness import RobustnessSpec
 from schemas.sources import SourceSpec
 from schemas.stage import StageRef
 from schemas.training import FinetuneSpec, PretrainSpec
@@ -58,15 +60,16 @@ def estimate(
       `ASSUMED_CLASSES` unless the ingest behind it names its classes. Nothing is known of imported
       models and of a library's before they are there: then only the disk of small stages is told.
     - `flops`: of the whole stage, forward and backward of all samples; only where the duration is
-      given in steps. A `search` counts every pair that it tries, and the longest.
+      given in steps. A `search` counts every pair that it tries, and the longest. Of a robustness
+      stage: of its passes over `samples` images, a gradient counting three.
     - `memory_bytes`: of each worker at its peak, at the most workers. What is left to be chosen
       (`auto`) is taken as where memory is no matter: ZeRO-1 (0 for one worker), the whole share.
     - `disk_bytes`: ingest and append 2 x source (staged files and shards, an upper bound unless
       images grow when encoded again); import 2 x source (half precision becomes fp32);
       training (keep_last + 1) checkpoints of weights and, of what learns, moments and average,
       and the model; of
-      features, 4 bytes x width x images, nothing before the images are counted; `SMALL_BYTES` for
-      all others.
+      features, 4 bytes x width x images, nothing before the images are counted; robustness, what
+      its answers take; `SMALL_BYTES` for all others.
 
     Args:
         node: The stage.
@@ -85,6 +88,8 @@ def estimate(
         size = {} if count is None else {"parameters": float(count)}
         disk = {} if isinstance(spec, FeaturesSpec) else {"disk_bytes": float(SMALL_BYTES)}
         return size | disk
+    if isinstance(spec, RobustnessSpec):
+        return _robustness(node, spec, graph)
     return {"disk_bytes": float(SMALL_BYTES)}
 
 
@@ -169,6 +174,23 @@ def _training(training: Training) -> dict[str, float]:
         samples = training.steps * spec.batch.global_samples
         costs["flops"] = float(training.flops_per_image) * samples
     return costs
+
+
+def _robustness(node: Node, spec: RobustnessSpec, graph: Graph) -> dict[str, float]:
+    """Forward passes of all models over `samples` images, and answers of four bytes."""
+    ports = [port for port in node.inputs if port.partition("[")[0] == "model"]
+    models = [_model(graph.node(node.inputs[port].stage), graph) for port in ports]
+    known = [model for model in models if isinstance(model, ViTSpec | ResNetSpec)]
+    if spec.samples is None or len(known) < len(models):
+        return {}
+    guided = spec.guide is not None or any(
+        isinstance(model, ViTSpec) and model.pool == "cls" for model in known
+    )
+    passes = [forward_passes(spec.tests, model, guided=guided) for model in known]
+    total = [spec.samples * count + learning_passes(spec.tests) for count in passes]
+    flops = [(model_flops(model) or 0) * each for model, each in zip(known, total, strict=True)]
+    answers = 2 * FP32_BYTES * spec.samples * sum(passes)  # pieces, and the table made of them
+    return {"flops": float(sum(flops)), "disk_bytes": float(answers + SMALL_BYTES)}
 
 
 def _model(node: Node, graph: Graph) -> BackboneSpec | None:

@@ -23,6 +23,7 @@ from jobs import (
     interpret,
     probe,
     remove,
+    robustness,
     train,
 )
 from jobs import filter as filtering
@@ -44,6 +45,8 @@ from schemas.probing import (
     ProbeReport,
     ProbeSpec,
 )
+from schemas.robustness import RobustnessSpec
+from schemas.robustness_report import RobustnessReport
 from schemas.training import FinetuneSpec, PretrainSpec
 from tests.support.evaluation import artifact
 from tests.support.predictions import write_answers
@@ -202,6 +205,24 @@ def test_import(tmp_path: Path) -> None:
     assert logits[0].tolist() == pytest.approx(GOLDEN["import"], abs=1e-5)
 
 
+def test_robustness(digits: StageRun, pretrained: StageRun, tmp_path: Path) -> None:
+    tests = [
+        {"type": "patch_drop", "percents": [50], "grids": ["own"], "seeds": 2},
+        {"type": "patch_shuffle", "grids": [[2, 2]], "seeds": 2},
+        {"type": "lesion"},
+        {"type": "pgd"},
+    ]
+    spec = RobustnessSpec.parse({"data": "digits", "model": "pretrained", "tests": tests})
+    inputs = {"data": digits.at("train"), "model": pretrained.at(None)}
+    made = run_stage(robustness.run, spec, tmp_path / "robust", inputs=inputs, seed=3)
+    report = RobustnessReport.parse(json.loads((made.path / "robustness.json").read_text()))
+    found: dict[str, list[float]] = {}
+    for curve in report.curves:
+        found.setdefault(curve.test, []).extend(point.mean for point in curve.points)
+    means = {test: sum(values) / len(values) for test, values in found.items()}
+    assert means == pytest.approx(GOLDEN["robustness"], abs=0.02)
+
+
 def test_baseline(digits: StageRun, tmp_path: Path) -> None:
     spec = BaselineSpec.parse({"data": "digits", "image_px": 8})
     made = run_stage(baseline.run, spec, tmp_path / "pixels", inputs={"data": digits.at(None)})
@@ -262,5 +283,11 @@ GOLDEN: dict[str, Any] = {
     "distances": [3.4511370992013144, 3.5521613478017984],
     "cka": 0.8748223345805579,
     "nll": 1.102529802446306,
+    "robustness": {
+        "patch_drop": 0.425,
+        "patch_shuffle": 0.695833,
+        "lesion": 0.586111,
+        "pgd": 0.65625,
+    },
     "baseline": {"logistic_regression": (117, 118), "nearest_neighbour": (118, 118)},
 }

@@ -8,6 +8,7 @@ from pipeline.evaluation.report.comparisons import COMPARISONS, comparison_table
 from pipeline.evaluation.report.insights import INSIGHTS, insight_tables
 from pipeline.evaluation.report.pictures import copy_figures
 from pipeline.evaluation.report.probes import PROBES, probe_tables
+from pipeline.evaluation.report.robustness import ROBUSTNESS, robustness_tables
 from pipeline.evaluation.report.sources import of_kinds
 from schemas.report_page import Section, Table
 from schemas.runs import InputArtifact
@@ -29,6 +30,7 @@ class Kind:
 KINDS = (
     Kind("compare", "Comparison", COMPARISONS, comparison_tables),
     Kind("probe", "Probes", PROBES, probe_tables),
+    Kind("robustness", "Robustness", ROBUSTNESS, robustness_tables),
     Kind("interpret", "What the model has learned", INSIGHTS, insight_tables),
 )
 

@@ -54,10 +54,10 @@ class Place(NamedTuple):
 class Seen:
     """A batch of images, and what several trials make of it."""
 
-    pixels_BHWC: Pixels  # noqa: N815 - arrays carry their axes in their names
-    label_B: Integer[np.ndarray, " B"]  # noqa: N815
-    uid_B: UInt8[np.ndarray, "B 16"]  # noqa: N815
-    position_B: Integer[np.ndarray, " B"]  # noqa: N815
+    pixels_BHWC: Pixels
+    label_B: Integer[np.ndarray, " B"]
+    uid_B: UInt8[np.ndarray, "B 16"]
+    position_B: Integer[np.ndarray, " B"]
     """Places among the images of the stage, from 0."""
     seed: int
     look: Callable[[Pixels, int | None], Float[np.ndarray, "B N"]] | None = None

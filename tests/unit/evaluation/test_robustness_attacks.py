@@ -13,7 +13,7 @@ from pipeline.data.feed.loader import Batch, probe_batch
 from pipeline.data.shards.shard_set import ShardSet
 from pipeline.evaluation.robustness import attacks
 from pipeline.evaluation.robustness.attack_trials import Fgsm, ImagePatch, Pgd
-from pipeline.evaluation.robustness.cells import CellGrid
+from pipeline.evaluation.robustness.cells import CellGrid, shuffle_cells
 from pipeline.evaluation.robustness.lesions import blocks_of, lesion
 from pipeline.evaluation.robustness.subjects import Subject, subject_of
 from pipeline.evaluation.robustness.trials import Correlation, Place, RandomDrop, Seen
@@ -83,6 +83,19 @@ def test_values_as_floats_are_answered_as_the_bytes_are(
     assert (subject.answers(values) == whole).all()
     plain = normalise(torch.from_numpy(seen.pixels_BHWC), subject.model.spec)
     assert torch.equal(plain, normalise(values.clone(), subject.model.spec))
+
+
+@pytest.mark.parametrize("name", ["vit", "resnet"])
+def test_nothing_dropped_and_nothing_moved_is_clean_accuracy(
+    name: str, subjects: dict[str, Subject], seen: Seen
+) -> None:
+    subject, cells = subjects[name], CellGrid((14, 14), (32, 32))
+    clean = subject.answers(seen.pixels_BHWC)
+    assert (RandomDrop(place(0.0), cells, 0).measure(subject, seen)[0] == clean).all()
+    identity = np.tile(np.arange(cells.cells), (60, 1))
+    still = shuffle_cells(seen.pixels_BHWC, identity, cells)
+    assert (subject.answers(still) == clean).all()
+    assert (RandomDrop(place(9.0), cells, 90).measure(subject, seen)[0] != clean).any()
 
 
 @pytest.mark.parametrize("eps", [0.3, 1.0, 2.7, 8.0, 255.0])
