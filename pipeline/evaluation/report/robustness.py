@@ -12,7 +12,7 @@ from pipeline.evaluation.report.cells import (
 )
 from pipeline.evaluation.report.sources import Document
 from pipeline.evaluation.report.words import in_words
-from schemas.report_page import Cell, Row, Table
+from schemas.report_page import Cell, Row, Table, Unit
 from schemas.robustness_report import ROBUSTNESS_FILE, RobustnessReport
 from schemas.runs import InputArtifact
 
@@ -45,8 +45,8 @@ def _models_table(source: InputArtifact, report: Document) -> Table:
         rows.append(row(shown))
     return Table(
         title=f"{source.stage}: images as they are",
-        note=f"{report.at('images')} images of {report.at('data')}@{report.at('split')}. A gradient "
-        "counts three passes.",
+        note=f"{report.at('images')} images of {report.at('data')}@{report.at('split')}. A "
+        "gradient counts three passes.",
         columns=(
             *names("model"),
             *main("top-1"),
@@ -98,7 +98,7 @@ def _curve_row(report: Document, index: int) -> Row:
 
 def _point(report: Document, curve: int, point: int) -> list[Cell]:
     place = ("curves", curve, "points", point)
-    unit = "plain" if report.at("curves", curve, "measure") == "correlation" else "ratio"
+    unit: Unit = "plain" if report.at("curves", curve, "measure") == "correlation" else "ratio"
     mean, low, high = (report.number(*place, name, unit=unit) for name in ("mean", "low", "high"))
     return [text(report.at(*place, "label")), numbers(mean), interval(low, high)]
 

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from jobs import report as reporting
 from jobs import robustness
 from pipeline.cost.robustness import forward_passes
 from pipeline.evaluation.metrics import wilson_interval
@@ -16,6 +17,7 @@ from pipeline.evaluation.robustness.summary import share_interval
 from pipeline.model.saved import load_saved
 from schemas.backbones import ResNetSpec
 from schemas.errors import DataError
+from schemas.evaluation import ReportSpec
 from schemas.model import ViTSpec
 from schemas.report import FigureNotes
 from schemas.robustness import ALL_TESTS, RobustnessSpec
@@ -188,6 +190,21 @@ def test_without_attention_nothing_is_salient(made: Mapping[str, StageRun], tmp_
     _, guided = measured(made, tmp_path / "guided", "resnet", guide="vit", tests=tests)
     assert guided.guide == "vit"
     assert {"salient", "non-salient"} <= {it.variant for it in guided.curves}
+
+
+def test_a_report_shows_its_tables_and_figures(
+    both: tuple[StageRun, RobustnessReport], tmp_path: Path
+) -> None:
+    run, found = both
+    spec = ReportSpec.parse({"of": ["both"]})
+    page = run_stage(reporting.run, spec, tmp_path / "page", inputs={"of[0]": run.at(None)})
+    text = (page.path / "report.html").read_text()
+    for words in ("ends of the curves", "errors under corruptions", "photographs of ice"):
+        assert words in text
+    assert f"{found.models[0].clean.top1_ratio:.1%}" in text.replace("\N{NO-BREAK SPACE}", "")
+    assert len(list((page.path / "figures").glob("*.png"))) == len(
+        list((run.path / "figures").glob("*.png"))
+    )
 
 
 @pytest.mark.parametrize(
