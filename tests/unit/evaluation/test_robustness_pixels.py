@@ -22,7 +22,6 @@ from pipeline.evaluation.robustness.corruptions import corrupt
 from pipeline.evaluation.robustness.draws import generator, orders
 from pipeline.evaluation.robustness.saliency import attention_shares, drop_by_mass
 from pipeline.evaluation.robustness.trials import Corrupted, Place, RandomDrop, Seen, Shuffle
-from pipeline.model.attention_maps import attention_maps
 from pipeline.model.backbone import normalise
 from pipeline.model.vit import build
 from schemas.robustness import CorruptionName
@@ -159,8 +158,10 @@ def test_salient_patches_are_the_fewest_that_hold_their_share() -> None:
 def test_attention_is_that_of_the_last_blocks_class_token() -> None:
     model = build(tiny_spec(registers=2), seed=4).eval()
     pixels = pictures(3, 8, 12)
-    maps = attention_maps(model, normalise(torch.from_numpy(pixels), model.spec))
-    paid = maps[-1][:, :, 0, 3:].double()
+    whole = normalise(torch.from_numpy(pixels), model.spec)
+    with torch.no_grad():
+        before, last = model.hidden_states(whole)[-2], model.blocks[-1]
+        paid = last.attention.weights(last.norm1(before))[:, :, 0, 3:].double()
     for head, expected in ((None, paid.mean(dim=1)), (1, paid[:, 1])):
         shares = attention_shares(model, pixels, head)
         assert shares.sum(axis=1) == pytest.approx(1.0)
