@@ -10,6 +10,7 @@ By default each run has 250 steps; `--long` takes the recipe's own number and al
 recipe from nothing to its report, which has to be done in 30 minutes.
 """
 
+import importlib
 import json
 import math
 import os
@@ -184,7 +185,8 @@ def _theirs(task: Task, seed: int) -> nn.Module:
     """The model of timm in a loop as one writes it."""
     torch.manual_seed(seed)
     shape, optim = task.model, task.spec.optim
-    model = timm().models.vision_transformer.VisionTransformer(
+    timm()  # first: torchvision, which all of it imports, needs its operators
+    model = importlib.import_module("timm.models.vision_transformer").VisionTransformer(
         img_size=shape.image_px,
         patch_size=shape.patch_px,
         embed_dim=shape.width,
@@ -193,7 +195,7 @@ def _theirs(task: Task, seed: int) -> nn.Module:
         mlp_ratio=shape.mlp_dim / shape.width,
         num_classes=shape.num_classes,
     )
-    optimizer = timm().optim.create_optimizer_v2(
+    optimizer = importlib.import_module("timm.optim").create_optimizer_v2(
         model, opt="adamw", lr=optim.peak_lr, weight_decay=optim.weight_decay
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _share_of(optim, task.steps))
