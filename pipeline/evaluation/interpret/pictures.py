@@ -50,7 +50,9 @@ def draw_positions(
     columns = len({column for _, column in shown})
     rows = len(maps_SRQ) // columns
     _, height, width = maps_SRQ.shape
-    size = (1.1 + 0.78 * columns, 0.6 + 0.78 * rows * height / width)
+    tall = rows * height / width
+    tile = max(0.78, 2.6 / tall)  # the colour bar's label wants so many inches
+    size = (1.1 + tile * columns, 0.6 + tile * tall)
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False)
     lowest = min(0.0, float(maps_SRQ.min()))
