@@ -29,6 +29,15 @@ from schemas.manifest import (
 from schemas.probing import PROBE_FILE, FewShotMean, FewShotResult, ProbeReport
 from schemas.records import REJECTIONS, TOMBSTONES
 from schemas.report import TEST_COPIES_FILE, FigureNote, TestCopiesReport, TestCopiesRow
+from schemas.robustness_report import (
+    ROBUSTNESS_FILE,
+    AbsentTest,
+    CorruptionError,
+    MeasuredModel,
+    RobustnessCurve,
+    RobustnessPoint,
+    RobustnessReport,
+)
 from schemas.runs import InputArtifact
 from schemas.spec import Spec, canonical_json, digest_of
 
@@ -145,6 +154,67 @@ def explained(folder: Path, stage: str) -> InputArtifact:
         absent=(Absent(section="positions", reason="it has <none>"),),
     )
     _write(Path(made.path) / INTERPRET_FILE, report)
+    return made
+
+
+def shaken(folder: Path, stage: str) -> InputArtifact:
+    """A `robustness` artifact of one model: a curve of two points, and corruptions."""
+    made = artifact(folder, stage, "robustness")
+    labels = np.arange(100) % 2
+    points = tuple(
+        RobustnessPoint(
+            x=x,
+            label=f"{x:g} %",
+            images=100,
+            mean=mean,
+            low=0,
+            high=1,
+            draws=(mean,),
+            columns=("a",),
+        )
+        for x, mean in ((10.0, 0.8), (90.0, 0.3))
+    )
+    report = RobustnessReport(
+        data="pets",
+        split="test",
+        images=100,
+        seed=1,
+        guide=None,
+        tests=(),
+        models=(
+            MeasuredModel(
+                stage="transfer",
+                digest="0" * 64,
+                type="vit",
+                image_px=(8, 8),
+                clean=measure("model", labels, labels),
+                answers="transfer.arrow",
+                column="clean",
+                passes_per_image=21.0,
+            ),
+        ),
+        curves=(
+            RobustnessCurve(
+                test="patch_drop",
+                variant="random, 2x2",
+                model="transfer",
+                measure="top1_ratio",
+                axis="cells dropped (%)",
+                points=points,
+            ),
+        ),
+        corruptions=(
+            CorruptionError(
+                model="transfer",
+                errors={"fog": 0.4},
+                mean_error=0.4,
+                relative_to=None,
+                mce_ratio=None,
+            ),
+        ),
+        absent=(AbsentTest(test="corruption", model=None, what="frost", reason="no photographs"),),
+    )
+    _write(Path(made.path) / ROBUSTNESS_FILE, report)
     return made
 
 

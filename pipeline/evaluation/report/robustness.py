@@ -1,5 +1,7 @@
 """What a page says in numbers of models whose images were changed, beside the curves."""
 
+from collections.abc import Mapping
+
 from pipeline.evaluation.report.cells import (
     amounts,
     interval,
@@ -12,23 +14,29 @@ from pipeline.evaluation.report.cells import (
 )
 from pipeline.evaluation.report.sources import Document
 from pipeline.evaluation.report.words import in_words
-from schemas.report_page import Cell, Row, Table, Unit
-from schemas.robustness_report import ROBUSTNESS_FILE, RobustnessReport
+from schemas.report_page import Row, Table, Unit
+from schemas.robustness_report import ROBUSTNESS_FILE, Measure, RobustnessReport
 from schemas.runs import InputArtifact
 
+_MEASURES: Mapping[Measure, str] = {
+    "top1_ratio": "top-1",
+    "correlation": "correlation of features",
+    "dropped_ratio": "patches dropped",
+}
 ROBUSTNESS = (
     "What models still recognise when images are changed, or a part of what a block is given is "
-    "gone. Every answer to every changed image is in the artifact."
+    "gone. Intervals of the curves are in the figures; every answer to every changed image is in "
+    "the artifact."
 )
 
 
 def robustness_tables(source: InputArtifact) -> tuple[Table, ...]:
-    """Clean accuracy and errors of each model, the ends of each curve, and what is absent."""
+    """Clean accuracy and errors of each model, every curve, and what is absent."""
     report = Document.read(source, ROBUSTNESS_FILE, RobustnessReport)
     return (
         _models_table(source, report),
         *_errors_table(source, report),
-        _curves_table(source, report),
+        *_curves_tables(source, report),
         *_absent_table(source, report),
     )
 
@@ -76,31 +84,33 @@ def _errors_table(source: InputArtifact, report: Document) -> tuple[Table, ...]:
     return (Table(title=title, note=note, columns=head, rows=tuple(rows)),) if rows else ()
 
 
-def _curves_table(source: InputArtifact, report: Document) -> Table:
-    head = ("at", "weakest", "95 % interval", "at", "strongest", "95 % interval")
-    return Table(
-        title=f"{source.stage}: ends of the curves",
-        note="Top-1 accuracy, correlation of features, or share of patches dropped, at the first "
-        "and the last point.",
-        columns=(*words("test", "change"), *names("model"), *amounts(*head)),
-        rows=tuple(_curve_row(report, index) for index in range(len(report.at("curves")))),
-        folded=True,
+def _curves_tables(source: InputArtifact, report: Document) -> tuple[Table, ...]:
+    """Curves of a test that were measured at equal strengths share a table."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for place, curve in enumerate(report.at("curves")):
+        labels = (it["label"] for it in curve["points"])
+        groups.setdefault((curve["test"], curve["axis"], *labels), []).append(place)
+    return tuple(
+        Table(
+            title=f"{source.stage}: {in_words(test)}, by {axis}",
+            columns=(*names("change", "model"), *words("measure"), *amounts(*labels)),
+            rows=tuple(_curve_row(report, place) for place in places),
+            folded=True,
+        )
+        for (test, axis, *labels), places in groups.items()
     )
 
 
-def _curve_row(report: Document, index: int) -> Row:
-    curve = report.at("curves", index)
-    ends = (0, len(curve["points"]) - 1)
-    cells = [cell for point in ends for cell in _point(report, index, point)]
-    said = (in_words(curve["test"]), in_words(curve["variant"]), curve["model"])
-    return row([*map(text, said), *cells])
-
-
-def _point(report: Document, curve: int, point: int) -> list[Cell]:
-    place = ("curves", curve, "points", point)
-    unit: Unit = "plain" if report.at("curves", curve, "measure") == "correlation" else "ratio"
-    mean, low, high = (report.number(*place, name, unit=unit) for name in ("mean", "low", "high"))
-    return [text(report.at(*place, "label")), numbers(mean), interval(low, high)]
+def _curve_row(report: Document, place: int) -> Row:
+    curve = ("curves", place)
+    measure = report.at(*curve, "measure")
+    unit: Unit = "plain" if measure == "correlation" else "ratio"
+    means = [
+        numbers(report.number(*curve, "points", point, "mean", unit=unit))
+        for point in range(len(report.at(*curve, "points")))
+    ]
+    labels = [text(report.at(*curve, name) or "-") for name in ("variant", "model")]
+    return row([*labels, text(_MEASURES[measure]), *means])
 
 
 def _absent_table(source: InputArtifact, report: Document) -> tuple[Table, ...]:

@@ -21,6 +21,7 @@ from tests.support.evaluation import (
     measured,
     noted,
     probed,
+    shaken,
     shard_set,
     trained,
 )
@@ -44,6 +45,7 @@ def everything(folder: Path) -> list[InputArtifact]:
         ),
         compared(folder, "pairs"),
         probed(folder, "shots"),
+        shaken(folder, "robustness"),
         explained(folder, "insight"),
     ]
 
@@ -257,6 +259,17 @@ def test_what_explains_a_model_is_shown_layer_by_layer(tmp_path: Path) -> None:
     text = text_of((tmp_path / "out" / "report.html").read_text())
     assert "block 2 3.25 2.7 37.5 % 50.0 % interpret-" in text
     assert "positions it has <none> interpret-" in text
+
+
+def test_robustness_is_shown_by_test_and_strength(tmp_path: Path) -> None:
+    document = make(tmp_path / "out", [shaken(tmp_path, "robustness")])
+    text = text_of((tmp_path / "out" / "report.html").read_text())
+    assert "transfer 100.0 % 96.3 % to 100.0 % 21 robustness-" in text
+    assert "transfer 40.0 % - - robustness-" in text
+    drop = table(document, "robustness: patch drop, by cells dropped (%)")
+    assert [it.title for it in drop.columns[3:]] == ["10 %", "90 %"]
+    assert [values(it) for it in drop.rows[0].cells[3:]] == [[0.8], [0.3]]
+    assert "corruption - frost no photographs robustness-" in text
 
 
 def test_ancestors_that_nobody_asked_for_are_in_the_lineage(tmp_path: Path) -> None:
