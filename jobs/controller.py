@@ -6,7 +6,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,12 +25,14 @@ from jobs.stage_task import METRICS_FILE
 from jobs.wiring import cores_of, execute_in_worker, planning_facts
 from jobs.workspace import Workspace
 from pipeline.dag.execute import RunContext, execute, run_status
+from pipeline.dag.gates import unmet_gates
 from pipeline.dag.graph import Graph, expand
 from pipeline.dag.mirror import Mirror, MirrorThread
 from pipeline.dag.plan import Facts, Planned, plan
 from pipeline.dag.selection import Selection
-from schemas.errors import StageFailedError, VitrailError
+from schemas.errors import GateError, StageFailedError, VitrailError
 from schemas.experiment import ExperimentSpec
+from schemas.gates import UnmetGate
 from schemas.runs import Event, RunDocument, RunState, StageOutcome
 
 _MIRROR_SECONDS = 2.0
@@ -60,7 +62,7 @@ def run_pipeline(experiment: ExperimentSpec, options: RunOptions) -> tuple[RunDo
     facts = planning_facts(experiment, options.file, options.workspace)
     planned = plan(graph, facts, selection=options.selection)
     if not any(entry.decision.action in {"run", "pending"} for entry in planned):
-        return _nothing_to_do(facts, planned, options)
+        return _nothing_to_do(graph, facts, planned, options)
     options.workspace.require_writable()
     _warn_of_disk(graph, planned, options)
     with _run_folder(experiment, options) as folder:
@@ -68,7 +70,7 @@ def run_pipeline(experiment: ExperimentSpec, options: RunOptions) -> tuple[RunDo
 
 
 def _nothing_to_do(
-    facts: Facts, planned: tuple[Planned, ...], options: RunOptions
+    graph: Graph, facts: Facts, planned: tuple[Planned, ...], options: RunOptions
 ) -> tuple[RunDocument, int]:
     outcomes = []
     for entry in planned:
@@ -95,8 +97,10 @@ def _nothing_to_do(
         status="finished",
         stages=tuple(outcomes),
         report=_report_page(outcomes, options.workspace),
+        unmet_gates=_unmet_gates(graph, outcomes),
     )
-    return document, 0
+    _say_unmet(document)
+    return document, _exit_code(document)
 
 
 def _warn_of_disk(graph: Graph, planned: tuple[Planned, ...], options: RunOptions) -> None:
@@ -246,8 +250,16 @@ class _Run:
                 status=status,
                 message=message,
                 metrics=metrics,
+                tags=self._gate_tags(outcomes),
             )
         )
+
+    def _gate_tags(self, outcomes: tuple[StageOutcome, ...]) -> dict[str, str]:
+        """What the tracker shows of gates; nothing where no stage has one."""
+        if not any(getattr(node.spec, "gate", {}) for node in self.graph.nodes):
+            return {}
+        unmet = "; ".join(gate.sentence for gate in _unmet_gates(self.graph, outcomes))
+        return {"vitrail.gates": f"not met: {unmet}" if unmet else "met"}
 
     def _execute(self, stops: StopRequests) -> tuple[StageOutcome, ...]:
         from infra.ray_cluster import cluster, require_shared
@@ -300,6 +312,7 @@ class _Run:
             stages=outcomes,
             tracking_url=mirror.url(),
             report=_report_page(outcomes, self.options.workspace),
+            unmet_gates=_unmet_gates(self.graph, outcomes),
         )
         (self.folder.path / "outcome.json").write_text(json.dumps(document.dump(), indent=1))
         self.folder.write_state(
@@ -311,7 +324,8 @@ class _Run:
         )
         if status != "finished":
             _say_how_to_go_on(outcomes, submitted=self.options.run_id is not None)
-        return document, _EXIT_CODES[status]
+        _say_unmet(document)
+        return document, _exit_code(document)
 
 
 class _Watched:
@@ -358,6 +372,27 @@ def _report_page(outcomes: Any, workspace: Workspace) -> str | None:
     pages = [artifact_path(stage, workspace) for stage in outcomes if stage.kind == "report"]
     found = [page / "report.html" for page in pages if page is not None]
     return str(found[-1]) if found else None
+
+
+def _unmet_gates(graph: Graph, outcomes: Iterable[StageOutcome]) -> tuple[UnmetGate, ...]:
+    """Of every stage that was measured, now or before."""
+    return tuple(
+        gate
+        for outcome in outcomes
+        if outcome.status in {"ran", "reused"}
+        for gate in unmet_gates(graph.node(outcome.name), outcome.metrics)
+    )
+
+
+def _say_unmet(document: RunDocument) -> None:
+    for gate in document.unmet_gates:
+        print_error(GateError(gate.sentence))
+
+
+def _exit_code(document: RunDocument) -> int:
+    """Of how the run ended; a gate that is not met counts where all else went well."""
+    code = _EXIT_CODES[document.status]
+    return GateError.exit_code if code == 0 and document.unmet_gates else code
 
 
 def _say_how_to_go_on(outcomes: tuple[StageOutcome, ...], *, submitted: bool) -> None:

@@ -4,12 +4,14 @@ import hashlib
 from pathlib import Path
 
 from pipeline.data import sources
+from pipeline.data.files import files_of, place_of
 from pipeline.ports import RemoteFiles
 from schemas.errors import DataError
+from schemas.evaluation import LabelSetsSource
 from schemas.interchange import WeightsSource
 from schemas.sources import SourceSpec
 
-AnySource = SourceSpec | WeightsSource
+AnySource = SourceSpec | WeightsSource | LabelSetsSource
 
 _WEIGHTS = (".safetensors", ".bin", ".npz", ".pth", ".pt")
 _BESIDE = ("config.json", "preprocessor_config.json", "model.safetensors.index.json")
@@ -19,11 +21,13 @@ def fingerprint(source: AnySource, remote: RemoteFiles | None = None) -> str:
     """sha256 of what tells one state of a source from another without reading it.
 
     Of weights: name, size and modification time of every file of tensors, and of the documents that
-    say what they are.
+    say what they are. A file of label sets is small, so it is read: its own sha256.
 
     Raises:
         DataError: If there is nothing.
     """
+    if isinstance(source, LabelSetsSource):
+        return hashlib.sha256(read_source(source.uri, remote)).hexdigest()
     if not isinstance(source, WeightsSource):
         return sources.fingerprint(source, remote)
     digest = hashlib.sha256()
@@ -33,7 +37,18 @@ def fingerprint(source: AnySource, remote: RemoteFiles | None = None) -> str:
     return digest.hexdigest()
 
 
-def source_bytes(source: AnySource, remote: RemoteFiles | None = None) -> int:
+def read_source(uri: str, remote: RemoteFiles | None) -> bytes:
+    """A small file behind a path or a URI.
+
+    Raises:
+        DataError: If there is none.
+        UnreachableError: If the store does not answer.
+    """
+    place = place_of(uri)
+    return files_of(place, remote).read(place)
+
+
+def source_bytes(source: SourceSpec | WeightsSource, remote: RemoteFiles | None = None) -> int:
     """An upper bound of its bytes, from sizes alone; 0 where nobody can know."""
     if not isinstance(source, WeightsSource):
         return sources.source_bytes(source, remote)

@@ -21,6 +21,7 @@ from pipeline.data.shards.cache import ShardCache
 from pipeline.data.shards.shard_set import ShardSet
 from schemas.artifacts import StageResult
 from schemas.errors import DataError, SpecError
+from schemas.evaluation import LabelSetsSource
 from schemas.experiment import ExperimentSpec
 from schemas.runs import StageRequest
 
@@ -110,12 +111,13 @@ def _fingerprint(source: AnySource, experiment: ExperimentSpec) -> str:
         return fingerprint(source, FsspecFiles())
     except DataError as error:
         stages = experiment.stages.items()
-        named = [name for name, spec in stages if getattr(spec, "source", None) == source]
+        named = [name for name, spec in stages if spec.outside() == source]
         stage = named[0] if named else "STAGE"
+        field = "label_sets" if isinstance(source, LabelSetsSource) else "source"
         raise SpecError(
             error.what,
-            where=f"stages.{stage}.source",
-            hint=error.hint or f"--set {stage}.source.uri=PATH",
+            where=f"stages.{stage}.{field}",
+            hint=error.hint or f"--set {stage}.{field}.uri=PATH",
         ) from error
 
 

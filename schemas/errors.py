@@ -9,6 +9,7 @@ VitrailError
 |   +-- DataError      1    the data itself cannot be used
 |   +-- OutOfMemoryError  1  a process wanted more memory than there is
 +-- IntegrityError     6    stored bytes are not what was written
++-- GateError          7    a measurement is not what its gate asks for
 +-- PausedError       75    stopped on request; `run` goes on from here
 """
 
@@ -93,3 +94,9 @@ class PausedError(VitrailError):
     """Stopped on request after a checkpoint."""
 
     exit_code = 75
+
+
+class GateError(VitrailError):
+    """A measurement is not what its gate asks for; everything was made all the same."""
+
+    exit_code = 7

@@ -9,6 +9,7 @@ from schemas.comparison import CompareSpec
 from schemas.curation import AppendSpec, FilterSpec, RemoveSpec
 from schemas.data import IngestSpec
 from schemas.evaluation import BaselineSpec, EvaluateSpec, ReportSpec
+from schemas.gates import GatedStageSpec
 from schemas.interchange import ImportSpec
 from schemas.interpret import InterpretSpec
 from schemas.probing import FeaturesSpec, ProbeSpec
@@ -83,6 +84,18 @@ class ExperimentSpec(Spec):
                     f"{name!r} cannot name a stage; use letters, digits, - and _, beginning with a "
                     f"letter, and none of {', '.join(type(self).model_fields)}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _gates_name_what_is_measured(self) -> "ExperimentSpec":
+        for stage, spec in self.stages.items():
+            known = spec.measured() if isinstance(spec, GatedStageSpec) else ()
+            gates = spec.gate if isinstance(spec, GatedStageSpec) else {}
+            unknown = [name for name in gates if known and name.rpartition("/")[2] not in known]
+            for name in unknown:
+                near = nearest(name.rpartition("/")[2], list(known))
+                meant = f"did you mean {near}?" if near else f"it measures {', '.join(known)}"
+                raise ValueError(f"{stage}.gate names {name}, which is not measured; {meant}")
         return self
 
 

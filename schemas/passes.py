@@ -2,11 +2,11 @@
 
 from pydantic import Field
 
+from schemas.gates import GatedStageSpec
 from schemas.spec import Execution
-from schemas.stage import StageSpec
 
 
-class PassStageSpec(StageSpec):
+class PassStageSpec(GatedStageSpec):
     """Base of the stages that show a model every image of a split, once.
 
     None of this is in a key: batches are the same for any number of workers, and so are the bytes

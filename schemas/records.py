@@ -81,9 +81,20 @@ PREDICTIONS = pa.schema(
         pa.field("label", pa.int32(), nullable=False),
         pa.field("predicted", pa.int32(), nullable=False),
         pa.field("logits", pa.list_(pa.float32()), nullable=False),
+        # All classes that are right, where an outside file says; null where it says nothing.
+        pa.field("labels", pa.list_(pa.int32())),
     ]
 )
-"""One row for each image of the split, in storage order."""
+"""One row for each image of the split, in storage order; with the metadata `vitrail`, a
+`schemas.evaluation.PredictionFacts` as JSON."""
+
+LABEL_SETS = pa.schema(
+    [
+        pa.field("uid", pa.binary(16), nullable=False),
+        pa.field("labels", pa.list_(pa.int32()), nullable=False),
+    ]
+)
+"""Classes that are right for each image that an outside file names, sorted by uid."""
 
 
 def features_field(width: int) -> pa.Field:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from schemas.artifacts import KeyRecord
+from schemas.gates import UnmetGate
 from schemas.spec import Semantic, Spec
 
 Action = Literal["run", "reuse", "pending", "skip"]
@@ -83,6 +84,8 @@ class RunDocument(Spec):
     tracking_url: Semantic[str | None] = None
     report: Semantic[str | None] = None
     """Path of the newest report page among the stages."""
+    unmet_gates: Semantic[tuple[UnmetGate, ...]] = ()
+    """Measurements, new or reused, that are not what `gate` asks for; then the run exits with 7."""
 
 
 class Submission(Spec):

@@ -59,6 +59,10 @@ class StageSpec(Spec):
         """`libraries`, and what this very spec needs besides."""
         return self.libraries
 
+    def outside(self) -> Spec | None:
+        """What the stage reads that no other stage made; its fingerprint is part of the key."""
+        return getattr(self, "source", None)
+
     def inputs(self) -> dict[str, StageRef]:
         """Port -> the stage it reads; the ports of a list are numbered, `against[0]`."""
         found: dict[str, StageRef] = {}

@@ -191,7 +191,18 @@ class Mirror:
         self._save(segments={})
         with self._refusal_said():
             self._connected().log_points(parent_id, _points(event, step=0))
+        if event.tags:
+            self._tag_parent(event)
         self._close(parent_id, event)
+
+    def _tag_parent(self, event: Event) -> None:
+        self._connected().open_run(
+            run=self._journal.run,
+            stage=None,
+            parent_id=None,
+            tags=event.tags,
+            start_ms=event.at_ms,
+        )
 
     def _close(self, run_id: str, event: Event) -> None:
         status = _STATUS.get(event.status or "", "killed")

@@ -12,9 +12,7 @@ from pipeline.dag.selection import Chosen, Selection, choose
 from pipeline.ports import ArtifactStore
 from schemas.artifacts import KeyRecord, StageRecord, StageResult, artifact_name
 from schemas.errors import SpecError, VitrailError
-from schemas.interchange import WeightsSource
 from schemas.runs import Action, Change, Decision
-from schemas.sources import SourceSpec
 from schemas.spec import canonical_json
 
 T = TypeVar("T")
@@ -38,8 +36,8 @@ class Facts:
     """What the user calls the experiment on the command line: a path or a recipe."""
     libraries: Callable[[Sequence[str]], Mapping[str, str]]
     """Distributions -> installed versions."""
-    fingerprint: Callable[[SourceSpec | WeightsSource], str]
-    """Of a raw source: lists it, reads nothing."""
+    fingerprint: Callable[[Any], str]
+    """Of what `StageSpec.outside` says: lists a raw source, reads nothing of it."""
     code_files: Callable[[str], Mapping[str, str]]
     """Stage kind -> the source files of ours that it uses now, each with its sha256."""
     _answers: dict[tuple[str, str], Any] = field(default_factory=dict, init=False, repr=False)
@@ -51,7 +49,7 @@ class Facts:
 
     def source_fingerprint(self, node: StageNode) -> str | None:
         """What the raw source of the stage contributes to its key; None where it has none."""
-        source: SourceSpec | WeightsSource | None = getattr(node.spec, "source", None)
+        source = node.spec.outside()
         if source is None:
             return None
         question = ("fingerprint", canonical_json(source.dump()))

@@ -1,42 +1,103 @@
-"""Run a model over a split, every image exactly once.
+"""A model's logits for every image of a split, as a `Work` of `passes`.
 
-Axes: B batch, N images of the split, M images kept to be shown, K classes, H W pixels, C channels.
+Axes: B batch, K classes.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Float, Integer, UInt8
 
-from pipeline.data.feed.loader import eval_batches
-from pipeline.data.shards.shard_set import AnySplit
-from pipeline.model.backbone import Backbone, normalise
-from schemas.errors import DataError, IntegrityError, StageFailedError
+from pipeline.data.feed.loader import Batch
+from pipeline.evaluation.accuracy import FACTS_KEY
+from pipeline.evaluation.label_sets import LabelSets
+from pipeline.evaluation.passes import KEYS, list_column, pixels_of
+from pipeline.model.backbone import Backbone
+from pipeline.model.saved import load_model
+from schemas.checkpoint import SavedModel
+from schemas.errors import DataError, StageFailedError
+from schemas.evaluation import PredictionFacts
 from schemas.records import PREDICTIONS
+from schemas.spec import canonical_json
 
 SHOWN_IMAGES = 16
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """What a model says of every image of a split, in storage order."""
+class Classify:
+    """Show a saved model the images; gives the rest of `schemas.records.PREDICTIONS`."""
 
-    uids: tuple[bytes, ...]
-    labels: Integer[np.ndarray, " N"]
-    logits: Float[np.ndarray, "N K"]
-    shown: UInt8[np.ndarray, "M H W C"]
-    """The first images as the model saw them; storage order is shuffled, so they are a sample."""
+    model: Path
+    """Folder of a saved model."""
+    split: str
+    image_px: tuple[int, int] | None = None
+    """Height and width of the images; None: as the model was trained. Positions are resized."""
+    label_sets: Path | None = None
+    """Table of right classes by uid, as `write_label_sets` wrote it."""
+
+    def load(self, device: torch.device) -> "Classifier":
+        """Read the model onto the device.
+
+        Raises:
+            SpecError: If it cannot take images of that size.
+            IntegrityError: If it cannot be read.
+        """
+        model, saved = load_model(self.model, image_px=self.image_px)
+        sets = None if self.label_sets is None else LabelSets(self.label_sets)
+        return Classifier(model.to(device), saved, self.split, sets)
+
+
+@dataclass
+class Classifier:
+    """A model that is ready to answer."""
+
+    model: Backbone
+    saved: SavedModel
+    split: str
+    label_sets: LabelSets | None
 
     @property
-    def predicted(self) -> Integer[np.ndarray, " N"]:
-        """The class of the largest logit; the first one of a tie."""
-        predicted: np.ndarray = self.logits.argmax(axis=1)
-        return predicted
+    def image_px(self) -> tuple[int, int]:
+        """See `Loaded`."""
+        return self.model.spec.image_px
+
+    @cached_property
+    def columns(self) -> pa.Schema:
+        """See `Loaded`."""
+        facts = PredictionFacts(
+            split=self.split,
+            class_names=self.saved.class_names,
+            probabilities=self.saved.probabilities,
+            image_px=self.image_px,
+            label_sets=None if self.label_sets is None else self.label_sets.facts,
+        )
+        fields = list(PREDICTIONS)[len(KEYS) :]
+        return pa.schema(fields, metadata={FACTS_KEY: canonical_json(facts.dump())})
+
+    @torch.inference_mode()
+    def __call__(self, batch: Batch) -> list[pa.Array]:
+        """See `Loaded`.
+
+        Raises:
+            StageFailedError: If a logit is not finite.
+        """
+        logits_BK = self.model(pixels_of(batch, self.model)).float().cpu().numpy()
+        if not np.isfinite(logits_BK).all():
+            raise StageFailedError(
+                "the model answers with numbers that are not finite, so it cannot be measured",
+                hint="look at the training loss; a lower optim.peak_lr or optim.clip_norm may help",
+            )
+        predicted = pa.array(logits_BK.argmax(axis=1), pa.int32())
+        return [predicted, list_column(logits_BK), self._sets(batch)]
+
+    def _sets(self, batch: Batch) -> pa.Array:
+        if self.label_sets is None:
+            return pa.nulls(len(batch), pa.list_(pa.int32()))
+        return self.label_sets.of([bytes(uid) for uid in batch.uid_B])
 
 
 def check_same_classes(model: Sequence[str], data: Sequence[str]) -> None:
@@ -58,81 +119,3 @@ def check_same_classes(model: Sequence[str], data: Sequence[str]) -> None:
         + "; ".join(part for part in parts if part),
         hint="evaluate on the data set that the model was trained on, or fine-tune it on this one",
     )
-
-
-def classify(model: Backbone, split: AnySplit, *, batch_samples: int, threads: int) -> Predictions:
-    """Logits for every image of `split`, on the device where the model's weights are.
-
-    `threads` decode, and as many compute: their number is fixed because it shapes the last bits.
-    All logits are held in memory: 4 x images x classes bytes.
-
-    Raises:
-        DataError: If the split is empty.
-        IntegrityError: If the loader gave an image twice or left one out.
-        StageFailedError: If a logit is not finite.
-    """
-    if split.num_rows == 0:
-        raise DataError(f"split {split.name!r} has no images to measure a model on")
-    uids: list[bytes] = []
-    labels, logits, shown = [], [], []
-    batches = eval_batches(
-        split, image_px=model.spec.image_px, batch_samples=batch_samples, threads=threads
-    )
-    with _torch_threads(threads):
-        for batch in batches:
-            logits.append(_answer(model, batch.pixels_BHWC))
-            labels.append(batch.label_B)
-            shown.append(batch.pixels_BHWC[: max(0, SHOWN_IMAGES - len(uids))].copy())
-            uids.extend(bytes(uid) for uid in batch.uid_B)
-    found = Predictions(
-        tuple(uids), np.concatenate(labels), np.concatenate(logits), np.concatenate(shown)
-    )
-    _check(found, split)
-    return found
-
-
-def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write `schemas.records.PREDICTIONS`, one row for each image, as an Arrow IPC file."""
-    table = pa.table(
-        {
-            "uid": pa.array(predictions.uids, pa.binary(16)),
-            "label": pa.array(predictions.labels, pa.int32()),
-            "predicted": pa.array(predictions.predicted, pa.int32()),
-            "logits": pa.array(list(predictions.logits), pa.list_(pa.float32())),
-        },
-        schema=PREDICTIONS,
-    )
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, PREDICTIONS) as writer:
-        writer.write_table(table)
-
-
-@torch.inference_mode()
-def _answer(model: Backbone, pixels_BHWC: UInt8[np.ndarray, "B H W C"]) -> Float[np.ndarray, "B K"]:
-    device = next(model.parameters()).device
-    pixels_BCHW = normalise(torch.from_numpy(pixels_BHWC).to(device), model.spec)
-    logits_BK: np.ndarray = model.eval()(pixels_BCHW).float().cpu().numpy()
-    return logits_BK
-
-
-@contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _check(predictions: Predictions, split: AnySplit) -> None:
-    given, distinct = len(predictions.uids), len(set(predictions.uids))
-    if given != split.num_rows or distinct != given:
-        raise IntegrityError(
-            f"split {split.name!r} has {split.num_rows} images but the loader gave {given}, "
-            f"{distinct} of them distinct; an accuracy needs each exactly once"
-        )
-    if not np.isfinite(predictions.logits).all():
-        raise StageFailedError(
-            "the model answers with numbers that are not finite, so it cannot be measured",
-            hint="look at the training loss; a smaller optim.peak_lr or optim.clip_norm may help",
-        )

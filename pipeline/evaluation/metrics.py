@@ -7,11 +7,12 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Integer
 
-from schemas.evaluation import Accuracy, AccuracyReport
-from schemas.objectives import Probabilities
+from schemas.evaluation import Accuracy, AccuracyReport, Share
 
+_RESAMPLES = 10_000
+_BOOTSTRAP_SEED = 20_201_022
 _Z_95 = 1.959963984540054  # two-sided 95 % quantile of the standard normal distribution
 
 
@@ -34,6 +35,35 @@ def wilson_interval(correct: float, total: float) -> tuple[float, float]:
     low = 0.0 if correct == 0 else centre - half
     high = 1.0 if correct == total else centre + half
     return low, high
+
+
+def bootstrap_interval(correct: int, total: int) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of a proportion, over images (Efron 1979).
+
+    Drawing `total` images with replacement gives a binomial number of right ones, so the resamples
+    are drawn as such: the same distribution, in memory that does not grow with the images. The
+    generator is fixed. For few images, or where nearly all answers are right, it is too narrow:
+    the score interval is not.
+    """
+    rng = np.random.Generator(np.random.Philox(key=_BOOTSTRAP_SEED))
+    ratios = rng.binomial(total, correct / total, size=_RESAMPLES) / total
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def share(correct: int, total: int) -> Share:
+    """A share of images with both intervals."""
+    low, high = wilson_interval(correct, total)
+    bootstrap_low, bootstrap_high = bootstrap_interval(correct, total)
+    return Share(
+        correct=correct,
+        total=total,
+        ratio=correct / total,
+        low_ratio=low,
+        high_ratio=high,
+        bootstrap_low_ratio=bootstrap_low,
+        bootstrap_high_ratio=bootstrap_high,
+    )
 
 
 def measure(
@@ -73,25 +103,6 @@ def class_ratios(
         for index, name in enumerate(class_names)
         if totals[index]
     }
-
-
-def mean_nll(
-    logits_NK: Float[np.ndarray, "N K"],
-    label_N: Integer[np.ndarray, " N"],
-    probabilities: Probabilities,
-) -> float:
-    """Mean negative log-likelihood of what is true of each image, in nats.
-
-    Under the softmax that is its class. Under sigmoids it is the answer to each class, yes for its
-    own and no for every other: the sum over classes.
-    """
-    shifted_NK = logits_NK.astype(np.float64)
-    if probabilities == "sigmoid":
-        true_N = shifted_NK[np.arange(len(label_N)), label_N]
-        return float((np.logaddexp(0.0, shifted_NK).sum(axis=1) - true_N).mean())
-    shifted_NK -= shifted_NK.max(axis=1, keepdims=True)
-    log_norm_N = np.log(np.exp(shifted_NK).sum(axis=1))
-    return float((log_norm_N - shifted_NK[np.arange(len(label_N)), label_N]).mean())
 
 
 def accuracy_report(

@@ -78,7 +78,7 @@ class Loaded(Protocol):
 
     @property
     def columns(self) -> pa.Schema:
-        """What it finds of each image."""
+        """What it finds of each image; metadata goes along."""
         ...
 
     def __call__(self, batch: Batch) -> list[pa.Array]:
@@ -184,7 +184,7 @@ def do_piece(piece: Piece) -> int:
     """Do the work on some batches, one after the other, and commit their results; counts images."""
     task = piece.of
     work = _load(task.work, "cuda" if task.gpus else "cpu")
-    schema = pa.schema([*KEYS, *work.columns])
+    schema = pa.schema([*KEYS, *work.columns], metadata=work.columns.metadata)
     batches = numbered_batches(
         task.open(),
         piece.numbers,
@@ -217,7 +217,7 @@ def uids_of(table: pa.Table) -> NDArray[np.bytes_]:
         np.frombuffer(chunk.buffers()[1], "S16", count=len(chunk), offset=16 * chunk.offset)
         for chunk in table["uid"].chunks
     ]
-    return np.concatenate(chunks)
+    return np.concatenate([np.empty(0, "S16"), *chunks])
 
 
 def list_column(values_BF: Float[np.ndarray, "B F"]) -> pa.Array:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.model.backbone import Backbone
 from pipeline.model.building import state_of, unfilled
-from pipeline.model.transfer import check_against, check_weights
+from pipeline.model.transfer import at_size, check_against, check_weights
 from schemas.checkpoint import MODEL_FILE, WEIGHTS_FILE, SavedModel
 from schemas.errors import IntegrityError
 from schemas.spec import canonical_json
@@ -23,16 +23,27 @@ def save_model(folder: Path, weights: Mapping[str, Tensor], saved: SavedModel) -
     (folder / MODEL_FILE).write_text(canonical_json(saved.dump()) + "\n")
 
 
-def load_model(folder: Path) -> tuple[Backbone, SavedModel]:
+def load_model(
+    folder: Path, *, image_px: tuple[int, int] | None = None
+) -> tuple[Backbone, SavedModel]:
     """The model of `folder` on the CPU, in evaluation mode, and what it says of itself.
+
+    Args:
+        folder: Of the saved model.
+        image_px: Another height and width of its input: positions are resized, the head stays.
+            What is returned beside the model still says what was saved.
 
     Raises:
         IntegrityError: If a file is missing or cannot be read.
-        SpecError: If the weights are not those of the spec beside them.
+        SpecError: If the weights are not those of the spec beside them, or cannot be used at that
+            size.
     """
     weights, saved = _read(folder)
     model = unfilled(saved.spec)
     check_against(weights, state_of(model))
+    if image_px is not None and image_px != saved.spec.image_px:
+        weights, spec = at_size(weights, saved.spec, image_px)
+        model = unfilled(spec)
     model.load_state_dict(weights, assign=True)
     return model.eval(), saved
 

@@ -6,6 +6,7 @@
 from collections.abc import Mapping
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from pipeline.model.building import state_of, unfilled
@@ -42,6 +43,33 @@ def adapt(
     adapted |= {name: torch.zeros(it.shape) for name, it in wanted.items() if is_head(name)}
     _check_size(adapted, wanted, target)
     return adapted
+
+
+def at_size(
+    weights: Mapping[str, Tensor], source: BackboneSpec, image_px: tuple[int, int]
+) -> tuple[dict[str, Tensor], BackboneSpec]:
+    """The same model, head included, for images of another height and width.
+
+    Raises:
+        SpecError: If a model of this kind cannot take that size.
+    """
+    try:
+        target: BackboneSpec = source.revise(image_px=image_px)
+    except ValueError as error:
+        raise SpecError(
+            f"this model cannot take images of {image_px[0]} x {image_px[1]} px: {_reason(error)}"
+        ) from error
+    if isinstance(source, ViTSpec) and isinstance(target, ViTSpec):
+        return {**weights, **resized_tables(weights, source, target)}, target
+    _check_size(weights, state_of(unfilled(target)), target)
+    return dict(weights), target
+
+
+def _reason(error: ValueError) -> str:
+    """What a rule of a spec says, without pydantic's frame."""
+    if isinstance(error, ValidationError):
+        return "; ".join(it["msg"].removeprefix("Value error, ") for it in error.errors())
+    return str(error)
 
 
 def heads(spec: ViTSpec) -> tuple[str, ...]:

@@ -153,7 +153,9 @@ def test_finetune_and_evaluate(digits: StageRun, pretrained: StageRun, tmp_path:
         tmp_path / "accuracy",
         inputs={"data": digits.at("test"), "model": tuned.at(None)},
     )
-    assert measured.output.metrics["test/nll"] == pytest.approx(GOLDEN["nll"], abs=LOSS_TOLERANCE)
+    for name in ("nll", "brier", "ece_ratio"):
+        found = measured.output.metrics[f"test/{name}"]
+        assert found == pytest.approx(GOLDEN[name], abs=LOSS_TOLERANCE)
 
 
 def test_interpret(digits: StageRun, pretrained: StageRun, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def _request(
     spec: StageSpec, folder: Path, *, inputs: Mapping[str, InputArtifact], seed: int
 ) -> StageRequest:
     fields: dict[str, Any] = spec.dump()
-    source = getattr(spec, "source", None)
+    source: Any = spec.outside()
     origin = {"source": fingerprint(source)} if source is not None else {}
     record = KeyRecord(
         kind=fields["kind"],

@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 
 from jobs import evaluate, train
 from jobs.stage import StageOutput, StageTools
+from pipeline.data.feed.loader import eval_batches
 from pipeline.data.images.codec import encode
 from pipeline.data.shards.shard_set import ShardSet
-from pipeline.evaluation.classify import classify
+from pipeline.evaluation.passes import pixels_of, torch_threads
 from pipeline.model.saved import load_model
 from schemas.errors import OutOfMemoryError, PausedError, SpecError
 from schemas.evaluation import EvaluateSpec
@@ -168,8 +169,10 @@ def test_a_librarys_model_is_trained_carried_on_and_measured(
     assert measured.output.metrics["train/images_count"] == 24
     predicted = pa.ipc.open_file(measured.path / "predictions.arrow").read_all()
     split = ShardSet.open(Path(corpus.path) / DATASET_FOLDER).split("train")
-    again = classify(model, split, batch_samples=64, threads=1)
-    assert predicted["logits"].to_pylist() == again.logits.tolist()
+    (batch,) = eval_batches(split, image_px=model.spec.image_px, batch_samples=64, threads=1)
+    with torch.inference_mode(), torch_threads(1):
+        again = model(pixels_of(batch, model))
+    assert predicted["logits"].to_pylist() == again.tolist()
     assert saved.spec.type == FOREIGN[name]["type"]
 
 

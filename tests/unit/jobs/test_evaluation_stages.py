@@ -1,6 +1,8 @@
 """The entry points of `evaluate`, `baseline` and `report`, on real digits and a real model."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +13,34 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from jobs import baseline, evaluate, ingest, report
+from jobs.stage import StageOutput, StageTools
+from jobs.stage_sources import fingerprint
+from pipeline.data.feed.loader import eval_batches
 from pipeline.data.shards.shard_set import ShardSet
-from pipeline.model.saved import save_model
+from pipeline.evaluation.accuracy import accuracy_of
+from pipeline.evaluation.label_sets import parse_label_sets
+from pipeline.evaluation.passes import pixels_of, torch_threads
+from pipeline.model.positions import resized_tables
+from pipeline.model.saved import load_weights, save_model
 from pipeline.model.vit import build
 from schemas.checkpoint import SavedModel
 from schemas.data import ImageSpec, IngestSpec, SelectSpec, SplitSpec
-from schemas.errors import DataError, StageFailedError
-from schemas.evaluation import AccuracyReport, BaselineSpec, EvaluateSpec, ReportSpec
+from schemas.errors import DataError, SpecError, StageFailedError
+from schemas.evaluation import (
+    AccuracyReport,
+    BaselineSpec,
+    EvaluateSpec,
+    LabelSetsSource,
+    ReportSpec,
+)
 from schemas.model import ViTSpec
 from schemas.records import PREDICTIONS
 from schemas.report_page import RECORD_FILE, ReportDocument
-from schemas.runs import InputArtifact
+from schemas.runs import InputArtifact, StageRequest
 from schemas.sources import ImageFolderSource, SklearnSource
+from schemas.spec import semantic_fields
 from tests.support.evaluation import artifact
+from tests.support.pools import ChaosPool
 from tests.support.report_pages import numbers_of, recomputed
 from tests.support.stages import StageRun, run_stage
 
@@ -116,6 +133,140 @@ def test_batches_and_threads_do_not_change_the_answers(
 ) -> None:
     first, second = evaluated(tmp_path / "a", digits), evaluated(tmp_path / "b", digits, **changes)
     assert read_report(first) == read_report(second)
+
+
+def test_the_report_follows_from_the_predictions_alone(tmp_path: Path, digits: StageRun) -> None:
+    run = evaluated(tmp_path, digits, resolutions_px=(16, 4))
+    (alone := tmp_path / "alone").mkdir()
+    for path in run.path.glob("predictions*.arrow"):
+        shutil.copy(path, alone)
+    assert len(list(alone.iterdir())) == 3
+    assert accuracy_of(alone) == read_report(run)
+    model = read_report(run).of_model()
+    assert (model.top1.correct, model.top5) == (read_report(run).accuracies[0].correct, None)
+    assert model.top1.bootstrap_low_ratio < model.top1.ratio < model.top1.bootstrap_high_ratio
+    assert sum(it.images for it in model.calibration.bins) == model.top1.total
+    assert run.output.metrics["test/ece_ratio"] == model.calibration.ece_ratio
+    assert run.output.metrics["test/brier"] == model.brier
+
+
+def test_the_measured_names_are_those_that_gates_may_name(tmp_path: Path, digits: StageRun) -> None:
+    sets = write_sets(tmp_path / "sets.json", {})
+    spec = EVALUATE.revise(resolutions_px=(16,), label_sets=LabelSetsSource(uri=str(sets)))
+    run = evaluated(
+        tmp_path, digits, resolutions_px=spec.resolutions_px, label_sets=spec.label_sets
+    )
+    found = {name.removeprefix("test/") for name in run.output.metrics}
+    only_sometimes = {it for it in spec.measured() if it.startswith(("top5", "sets_top1"))}
+    assert found == {*spec.measured(), "top1_8px_ratio"} - only_sometimes
+
+
+def test_at_another_size_the_model_is_that_of_resized_positions(
+    tmp_path: Path, digits: StageRun
+) -> None:
+    run = evaluated(tmp_path, digits, resolutions_px=(12, (16, 8), 8))
+    sizes = {it.image_px: it for it in read_report(run).of_model().sizes}
+    assert list(sizes) == [(8, 8), (12, 12), (16, 8)], "its own size stands among them, once"
+    assert sizes[8, 8].top1 == read_report(run).of_model().top1
+    weights, saved = load_weights(tmp_path / "model" / "model")
+    spec = saved.spec.revise(image_px=(12, 12))
+    weights |= resized_tables(weights, saved.spec, spec)
+    model = build(spec, seed=0)
+    model.load_state_dict(weights)
+    split = ShardSet.open(digits.path / "dataset").split("test")
+    batch = next(eval_batches(split, image_px=(12, 12), batch_samples=50, threads=1))
+    with torch.inference_mode(), torch_threads(1):
+        expected = model.eval()(pixels_of(batch, model))
+    table = pa.ipc.open_file(run.path / "predictions-12px.arrow").read_all()
+    assert table["logits"][:50].to_pylist() == expected.tolist()
+    assert (run.path / "figures" / "sizes.png").exists()
+    assert run.output.metrics["test/top1_16x8px_ratio"] == sizes[16, 8].top1.ratio
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_any_number_of_workers_makes_the_same_bytes(
+    tmp_path: Path, digits: StageRun, workers: int
+) -> None:
+    def by_workers(request: StageRequest, tools: StageTools) -> StageOutput:
+        return evaluate.run(request, replace(tools, pool=ChaosPool(workers=workers, seed=workers)))
+
+    changes = {"batch_samples": 8, "resolutions_px": (12,)}
+    alone = evaluated(tmp_path / "alone", digits, **changes)
+    inputs = {"data": digits.at("test"), "model": make_model(tmp_path)}
+    spec = EVALUATE.revise(workers=workers, **changes)
+    many = run_stage(by_workers, spec, tmp_path / "accuracy", inputs=inputs)
+    assert many.output == alone.output
+    for name in ("predictions.arrow", "predictions-12px.arrow", "accuracy.json"):
+        assert (many.path / name).read_bytes() == (alone.path / name).read_bytes()
+
+
+def test_a_size_that_the_model_cannot_take_is_refused_before_any_work(
+    tmp_path: Path, digits: StageRun
+) -> None:
+    with pytest.raises(SpecError, match=r"cannot take images of 10 x 10 px: .* multiples of patch"):
+        evaluated(tmp_path, digits, resolutions_px=(10,))
+    assert not list(tmp_path.rglob("*.arrow"))
+
+
+def write_sets(path: Path, sets: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(sets))
+    return path
+
+
+def test_an_answer_in_the_set_of_right_classes_is_right(tmp_path: Path, digits: StageRun) -> None:
+    split = ShardSet.open(digits.path / "dataset").split("test")
+    sources = [split.row(index).source for index in range(split.num_rows)]
+    sets: dict[str, list[object]] = {source: ["5", 1] for source in sources[:100]}
+    sets |= {Path(source).stem: [] for source in sources[100:130]} | {"nobody.jpg": ["7"]}
+    file = write_sets(tmp_path / "sets.json", sets)
+    run = evaluated(tmp_path, digits, label_sets=LabelSetsSource(uri=str(file)))
+    found = read_report(run).of_model().label_sets
+    assert found is not None
+    assert found.top1 is not None
+    table = pa.ipc.open_file(run.path / "predictions.arrow").read_all()
+    in_set = sum(answer in (0, 1) for answer in table["predicted"][:100].to_pylist())
+    assert (found.top1.correct, found.top1.total, found.left_out) == (in_set, 100, 30)
+    assert found.unnamed == split.num_rows - 130
+    assert (found.unknown_count, found.unknown_names) == (1, ("nobody.jpg",))
+    assert table["labels"].to_pylist()[99:131] == [[0, 1], *[[]] * 30, None]
+    assert any("1 names of" in line and "nobody.jpg" in line for line in run.said)
+    assert run.output.metrics["test/sets_left_out_count"] == split.num_rows - 100
+
+
+def test_real_labels_are_a_list_by_the_number_of_the_validation_image() -> None:
+    sets = parse_label_sets(b"[[1], [], [2, 0]]", ("a", "b", "c"))
+    assert sets == {
+        "ILSVRC2012_val_00000001": [1],
+        "ILSVRC2012_val_00000002": [],
+        "ILSVRC2012_val_00000003": [0, 2],
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (b'{"a": ["6 "]}', "gives '6 ' for a, which is no class of the data; did you mean '6'"),
+        (b'{"a": [3]}', "they are names, or 0 to 2"),
+        (b'{"a": 1}', "must be a list of classes"),
+        (b"1", "must be an object"),
+        (b"{", "is no JSON"),
+    ],
+)
+def test_a_file_of_sets_that_means_nothing_is_refused(text: bytes, sentence: str) -> None:
+    with pytest.raises(DataError, match=sentence):
+        parse_label_sets(text, CLASSES)
+
+
+def test_the_content_of_the_file_of_sets_is_keyed_and_its_place_is_not(tmp_path: Path) -> None:
+    first, same, other = (
+        LabelSetsSource(uri=str(write_sets(tmp_path / name / "it.json", sets)))
+        for name, sets in (("a", {"x": [0]}), ("b", {"x": [0]}), ("c", {"x": [1]}))
+    )
+    assert fingerprint(first) == fingerprint(same) != fingerprint(other)
+    assert semantic_fields(first) == {}
+    with pytest.raises(DataError, match=r"nowhere\.json"):
+        fingerprint(LabelSetsSource(uri=str(tmp_path / "nowhere.json")))
 
 
 def test_another_split_gives_metrics_of_its_own_name(tmp_path: Path, digits: StageRun) -> None:
