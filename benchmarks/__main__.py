@@ -28,6 +28,7 @@ MODULES = (
     "engine_overhead",
     "data_wait",
     "estimate",
+    "exact_evaluation",
     "imported_probe",
     "learning",
     "torn_checkpoint",

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from jobs.evaluate import PREDICTIONS_FILE
 from jobs.stage import StageOutput, StageTools
+from pipeline.evaluation.accuracy import PREDICTIONS_FILE
 from pipeline.evaluation.compare import Answers, Resampling, compare, read_answers
 from pipeline.evaluation.compare_figure import DIFFERENCES_FIGURE, draw_differences
 from pipeline.evaluation.figures import write_notes

@@ -54,11 +54,18 @@ def draw_sizes(path: Path, sizes: Sequence[SizeFigures], own_px: tuple[int, int]
     axes.plot(
         own, ratios[own], "D", color=PALETTE[1], markersize=9, label="size of training", zorder=3
     )
+    behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.0}
     for place in places:
-        text = f"{ratios[place]:.1%}"
-        axes.annotate(text, (place, ratios[place]), (7, 7), textcoords="offset points", fontsize=9)
+        axes.annotate(
+            f"{ratios[place]:.1%}",
+            (place, ratios[place]),
+            (8, 8),
+            textcoords="offset points",
+            fontsize=9,
+            bbox=behind,
+        )
     axes.set_xticks(places, [size_name(it.image_px).removesuffix("px") for it in sizes])
-    axes.margins(x=0.12)
+    axes.margins(x=0.15, y=0.15)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlabel("side of the images, pixels")

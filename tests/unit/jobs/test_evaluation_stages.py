@@ -377,6 +377,7 @@ def test_a_report_shows_what_the_stages_measured(tmp_path: Path, digits: StageRu
         "accuracy.png",
         "accuracy-confusion.png",
         "accuracy-predictions.png",
+        "accuracy-reliability.png",
         "digits-classes.png",
         "digits-contact_sheet.png",
         "digits-quality.png",
