@@ -108,9 +108,9 @@ def test_cifar10_and_fashion_mnist_are_planned(scans: Path, root: Path, tmp_path
     )
     cifar = planned("cifar10", tmp_path, "--set", f"corpus.source={source}")
     for found in (fashion, cifar):
-        assert {"clean", "pretrain", "transfer", "scratch", "accuracy", "report"} <= {
-            stage.stage for stage in found.stages
-        }
+        made = {stage.stage for stage in found.stages}
+        assert {"clean", "pretrain", "transfer", "scratch", "accuracy", "probe"} <= made
+        assert {"robustness", "insight", "pixels", "report"} <= made
 
 
 @pytest.mark.parametrize("name", LARGE)
