@@ -122,7 +122,8 @@ class CheckpointState(RunProgress):
 
     schema_version: Semantic[Literal[1]] = 1
     updates: Semantic[int] = Field(ge=0)
-    """Of the optimizer: the steps whose loss and gradients were finite."""
+    """Of the optimizer since it began, or began anew after a linear probe: the steps whose loss and
+    gradients were finite."""
     key: Semantic[str]
     """Key of the stage that is training; a checkpoint of another key is refused."""
     data_digest: Semantic[str]
