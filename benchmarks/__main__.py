@@ -29,7 +29,7 @@ MODULES = (
     "data_wait",
     "estimate",
     "exact_evaluation",
-    "imported_probe",
+    "probe",
     "learning",
     "torn_checkpoint",
     "kill_resume",

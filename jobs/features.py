@@ -20,7 +20,8 @@ def run(request: StageRequest, tools: StageTools) -> StageOutput:
     spec = FeaturesSpec.parse(request.spec)
     data, model = request.inputs["data"], request.inputs["model"]
     shards = ShardSet.open(Path(data.path) / DATASET_FOLDER)
-    work = Extract(Path(model.path) / MODEL_FOLDER)
+    size = (spec.image_px, spec.image_px) if isinstance(spec.image_px, int) else spec.image_px
+    work = Extract(Path(model.path) / MODEL_FOLDER, size)
     out, rows, width = tools.attempt.path, {}, 0
     for split in _splits(spec, shards):
         tools.say(f"features of {shards.split(split).num_rows} images of {data.stage}@{split}")
@@ -34,7 +35,7 @@ def run(request: StageRequest, tools: StageTools) -> StageOutput:
         model_digest=model.digest,
         class_names=shards.class_names,
         width=width,
-        image_px=load_saved(work.model).spec.image_px,
+        image_px=size or load_saved(work.model).spec.image_px,
         split_rows=rows,
     )
     document_path(out).write_text(canonical_json(document.dump()) + "\n")

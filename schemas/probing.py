@@ -27,6 +27,9 @@ class FeaturesSpec(PassStageSpec):
     model: Input[str]
     splits: Semantic[tuple[str, ...] | None] = None
     """Splits of the set; None: all that it has."""
+    image_px: Semantic[int | tuple[int, int] | None] = None
+    """What the model is shown: a square's side, or height and width; None: as it was trained.
+    Positions are resized."""
 
     revision: ClassVar[int] = 1
     libraries: ClassVar[tuple[str, ...]] = ("numpy", "pillow", "pyarrow", "simplejpeg", "torch")

@@ -32,10 +32,12 @@ class Extract:
     """The work of a pass: what the head of a model sees of each image."""
 
     model: Path
+    image_px: tuple[int, int] | None = None
+    """Height and width of what it is shown; None: as it was trained."""
 
     def load(self, device: torch.device) -> "Extractor":
         """With the model on the device."""
-        return Extractor(load_model(self.model)[0].to(device))
+        return Extractor(load_model(self.model, image_px=self.image_px)[0].to(device))
 
 
 @dataclass(frozen=True)
