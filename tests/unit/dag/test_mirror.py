@@ -345,3 +345,14 @@ def test_the_end_of_a_run_closes_what_is_open_still(folder: RunFolder) -> None:
     assert (child.status, child.end_ms) == ("failed", 4000)
     assert child.steps("train/loss_nats") == [0, 1, 2]
     assert tracker.run_of(None).status == "failed"
+
+
+def test_tags_of_the_end_stand_on_the_run_of_the_pipeline(folder: RunFolder) -> None:
+    tracker = MemoryTracker()
+    begin_training(folder, steps=1)
+    tags = {"vitrail.gates": "not met: accuracy has test/top1_ratio 0.5"}
+    folder.append(Event(type="run_finished", at_ms=4000, status="finished", tags=tags))
+    assert mirror_of(folder, tracker).replay()
+    parent = tracker.run_of(None)
+    assert parent.tags["vitrail.gates"] == tags["vitrail.gates"]
+    assert (parent.status, parent.end_ms) == ("finished", 4000)

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -12,9 +13,10 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from infra.remote_files import FsspecFiles
 from jobs import baseline, evaluate, ingest, report
 from jobs.stage import StageOutput, StageTools
-from jobs.stage_sources import fingerprint
+from jobs.stage_sources import fingerprint, read_source
 from pipeline.data.feed.loader import eval_batches
 from pipeline.data.shards.shard_set import ShardSet
 from pipeline.evaluation.accuracy import accuracy_of
@@ -267,6 +269,17 @@ def test_the_content_of_the_file_of_sets_is_keyed_and_its_place_is_not(tmp_path:
     assert semantic_fields(first) == {}
     with pytest.raises(DataError, match=r"nowhere\.json"):
         fingerprint(LabelSetsSource(uri=str(tmp_path / "nowhere.json")))
+
+
+def test_a_file_of_sets_may_lie_in_a_store(tmp_path: Path) -> None:
+    content = json.dumps({"x": [0]}).encode()
+    fsspec.filesystem("memory").pipe_file("/sets/it.json", content)
+    remote = LabelSetsSource(uri="memory://sets/it.json")
+    assert read_source(remote.uri, FsspecFiles()) == content
+    local = LabelSetsSource(uri=str(write_sets(tmp_path / "it.json", {"x": [0]})))
+    assert fingerprint(remote, FsspecFiles()) == fingerprint(local)
+    with pytest.raises(DataError, match="only files of this machine"):
+        fingerprint(remote)
 
 
 def test_another_split_gives_metrics_of_its_own_name(tmp_path: Path, digits: StageRun) -> None:
