@@ -20,6 +20,7 @@ LOOKING = """\
   probed: {kind: probe, features: found}
   compared: {kind: compare, of: [accuracy, accuracy]}
   pictured: {kind: interpret, data: pets, model: transfer}
+  tried: {kind: robustness, data: pets, model: transfer}
 """
 EVERY_KIND = CURATED.replace("  clean:", f"{FOREIGN}{LOOKING}  clean:")
 STAGE = st.sampled_from([node.name for node in GRAPH.nodes])
