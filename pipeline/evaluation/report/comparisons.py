@@ -28,13 +28,14 @@ def comparison_tables(source: InputArtifact) -> tuple[Table, ...]:
     head = (
         *names("first", "second"),
         *main("difference"),
-        *amounts("95 % interval", "only first right", "only second right", "McNemar p", "Holm p"),
+        *amounts("95 % interval", "first alone", "second alone", "McNemar p", "Holm p"),
         *words("verdict"),
     )
     return (
         Table(
             title=f"{source.stage}: first less second",
             note="Top-1 in percentage points with the interval of a paired bootstrap over images; "
+            "images that one alone answers right; "
             "the exact two-sided p of McNemar's test, and the same adjusted for all pairs of the "
             "table (Holm), which the verdict goes by.",
             columns=head,
