@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipeline.evaluation import figures, study
 from pipeline.evaluation.report.answers import detail_tables
+from pipeline.evaluation.report.calibration import model_tables
 from pipeline.evaluation.report.cells import (
     amounts,
     interval,
@@ -71,6 +72,7 @@ def accuracy_section(
             *means_table(rows),
             *differences_table(rows),
             *_measured_table(rows),
+            *model_tables(of_kinds(sources, "evaluate")),
             *_chosen_table(rows),
             *(table for it in details for table in detail_tables(it)),
         ),

@@ -272,6 +272,14 @@ def test_robustness_is_shown_by_test_and_strength(tmp_path: Path) -> None:
     assert "corruption - frost no photographs robustness-" in text
 
 
+def test_an_evaluation_says_more_than_top_1(tmp_path: Path) -> None:
+    make(tmp_path / "out", [measured(tmp_path, "accuracy", "evaluate", correct={"model": 91})])
+    text = text_of((tmp_path / "out" / "report.html").read_text())
+    assert "accuracy - - 90.0 % 0.1234 0.2345 3.4 % evaluate-" in text
+    assert "accuracy 91.0 % 83.8 % to 95.2 % 100 7 3 evaluate-" in text
+    assert "accuracy 8 12 91.0 % 83.8 % to 95.2 % 0.4321 evaluate-" in text
+
+
 def test_ancestors_that_nobody_asked_for_are_in_the_lineage(tmp_path: Path) -> None:
     sources = stored(tmp_path / "store", everything(tmp_path / "made"), READS)
     by_stage = {it.stage: it for it in sources}
