@@ -41,7 +41,8 @@ def draw_distances(path: Path, attention: Attention) -> None:
         label="uniform attention",
     )
     axes.set_ylabel("mean attention distance (pixels)")
-    axes.set_ylim(bottom=0)
+    highest = max(*attention.uniform_distances_px, *(max(row) for row in attention.distances_px))
+    axes.set_ylim(0, 1.06 * highest or 1.0)
     _finish_depth(axes, attention.layers)
     axes.legend(frameon=False, fontsize=9, loc="best")
     save(figure, path)
