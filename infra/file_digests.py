@@ -8,6 +8,7 @@ from pathlib import Path
 from infra.atomic_files import fsync_path
 from schemas.artifacts import LOGS_FOLDER, STATE_FOLDER, ArtifactFile
 from schemas.errors import IntegrityError
+from schemas.store import FileFault
 
 
 def file_sha256(path: Path) -> str:
@@ -42,8 +43,8 @@ def fsync_tree(folder: Path) -> None:
     fsync_path(folder.parent)
 
 
-def file_fault(folder: Path, file: ArtifactFile, *, read_all: bool) -> str | None:
-    """What is wrong with a file of a manifest, as a sentence, or None.
+def file_fault(folder: Path, file: ArtifactFile, *, read_all: bool) -> FileFault | None:
+    """What is wrong with a file of a manifest, or None.
 
     By default a file of the right size and mtime is not read; one that was touched, by a copy of
     the workspace say, is well if its bytes are. With `read_all` every file is read.
@@ -52,12 +53,28 @@ def file_fault(folder: Path, file: ArtifactFile, *, read_all: bool) -> str | Non
     try:
         found = path.stat()
         if found.st_size != file.size_bytes:
-            return f"{path} has {found.st_size} bytes, not {file.size_bytes}"
+            return size_fault(str(path), file, found.st_size)
         if not read_all and found.st_mtime_ns == file.mtime_ns:
             return None
-        return None if file_sha256(path) == file.sha256 else f"{path} has other bytes"
+        return bytes_fault(str(path), file, file_sha256(path))
     except FileNotFoundError:
-        return f"{path} is missing"
+        return size_fault(str(path), file, None)
+
+
+def size_fault(place: str, file: ArtifactFile, found: int | None) -> FileFault | None:
+    """A file of `found` bytes (None: there is none) against its manifest."""
+    if found == file.size_bytes:
+        return None
+    told = "nothing" if found is None else f"{found} bytes"
+    return FileFault(artifact="", file=place, expected=f"{file.size_bytes} bytes", found=told)
+
+
+def bytes_fault(place: str, file: ArtifactFile, found: str) -> FileFault | None:
+    """A file of the sha256 `found` against its manifest."""
+    if found == file.sha256:
+        return None
+    expected = f"sha256 {file.sha256}"
+    return FileFault(artifact="", file=place, expected=expected, found=f"sha256 {found}")
 
 
 def _plain_files(folder: Path) -> list[Path]:

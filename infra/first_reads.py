@@ -44,11 +44,19 @@ def input_fault(folder: Path, digest: str) -> str | None:
         return None
     faults = (file_fault(folder, file, read_all=True) for file in manifest.files)
     fault = next((fault for fault in faults if fault), None)
-    if fault is None:
-        # A full or read-only disk costs another reading, no more.
-        with contextlib.suppress(OSError):
-            write_atomic(note, canonical_json(stamps) + "\n")
-    return fault
+    if fault is not None:
+        return str(fault)
+    # A full or read-only disk costs another reading, no more.
+    with contextlib.suppress(OSError):
+        write_atomic(note, canonical_json(stamps) + "\n")
+    return None
+
+
+def note_verified(folder: Path, manifest: ArtifactManifest) -> None:
+    """Remember of files that were compared while they were written that they are whole."""
+    stamps = _stamps(folder, manifest.files)
+    if stamps is not None:
+        write_atomic(folder.parent / VERIFIED_FILE, canonical_json(stamps) + "\n")
 
 
 def _stamps(folder: Path, files: Iterable[ArtifactFile]) -> Stamps | None:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -25,17 +25,20 @@ class KeyLock:
         *,
         say: Callable[[str], None],
         stop: Callable[[], bool] | None = None,
+        reads: Collection[str] = (),
     ) -> None:
         """Guard a folder.
 
         Args:
             folder: Of an artifact.
+            reads: Artifacts that the holder reads meanwhile, for who asks `reads_of_holder`.
             say: Gets one line when somebody else holds the lock.
             stop: Asked several times a second while somebody else holds it; True ends the wait.
         """
         self._folder = folder
         self._say = say
         self._stop = stop
+        self._reads = sorted(reads)
         self._name = folder / "holder.json"
         self._lock = FileLock(folder / "lock", thread_local=False)
 
@@ -61,13 +64,23 @@ class KeyLock:
                 ) from None
             return
 
+    def try_once(self) -> bool:
+        """Take the key if it is free; does not wait."""
+        with disk_errors("lock an artifact", self._folder):
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                return False
+            self._write_name()
+        return True
+
     def __exit__(self, *exc: object) -> None:
         with contextlib.suppress(OSError):
             self._name.unlink()
         self._lock.release()
 
     def _write_name(self) -> None:
-        me = {"pid": os.getpid(), "host": socket.gethostname()}
+        me = {"pid": os.getpid(), "host": socket.gethostname(), "reads": self._reads}
         try:
             write_atomic(self._name, json.dumps(me) + "\n")
         except OSError:
@@ -80,3 +93,31 @@ class KeyLock:
             return f"process {holder['pid']} on {holder['host']}"
         except (OSError, ValueError, KeyError):
             return "another process"  # it has the lock, and writes its name a moment later
+
+
+def reads_of_holder(folder: Path) -> tuple[str, ...] | None:
+    """What the holder of a key reads; None where nobody holds it."""
+    if not (folder / "lock").exists():
+        return None
+    lock = FileLock(folder / "lock", thread_local=False)
+    try:
+        with lock.acquire(timeout=0):
+            return None
+    except Timeout:
+        pass
+    try:
+        return tuple(json.loads((folder / "holder.json").read_text(encoding="utf-8"))["reads"])
+    except (OSError, ValueError, KeyError):
+        return ()
+
+
+@contextlib.contextmanager
+def seized(folder: Path) -> Iterator[bool]:
+    """A key for the length of a `with` block if it is free; yields whether it was."""
+    lock = KeyLock(folder, say=lambda _line: None)
+    mine = lock.try_once()
+    try:
+        yield mine
+    finally:
+        if mine:
+            lock.__exit__()

@@ -20,6 +20,7 @@ from jobs.options import (
     RunArgument,
     SetOption,
     SpecArgument,
+    StoreOption,
     TrackingOption,
     UntilOption,
     WorkspaceOption,
@@ -90,6 +91,7 @@ def plan(  # noqa: PLR0913  # a command has as many options as it has
     spec: SpecArgument,
     *,
     workspace: WorkspaceOption = None,
+    store: StoreOption = None,
     profile: ProfileOption = None,
     set_: SetOption = None,
     only: OnlyOption = None,
@@ -105,7 +107,7 @@ def plan(  # noqa: PLR0913  # a command has as many options as it has
     from jobs.commands import show_plan
     from jobs.target import Target
 
-    target = Target(spec, workspace, profile, tuple(set_ or ()))
+    target = Target(spec, workspace, profile, tuple(set_ or ()), store)
     changes = show_plan(target, selected=(only, from_, until, force), output=output)
     if changes and detailed_exitcode:
         raise typer.Exit(10)
@@ -169,6 +171,7 @@ def run(  # noqa: PLR0913  # a command has as many options as it has
     spec: SpecArgument,
     *,
     workspace: WorkspaceOption = None,
+    store: StoreOption = None,
     profile: ProfileOption = None,
     set_: SetOption = None,
     only: OnlyOption = None,
@@ -188,7 +191,7 @@ def run(  # noqa: PLR0913  # a command has as many options as it has
     from jobs.target import Target
 
     code = run_spec(
-        Target(spec, workspace, profile, tuple(set_ or ())),
+        Target(spec, workspace, profile, tuple(set_ or ()), store),
         selected=(only, from_, until, force),
         places=(address, tracking_uri, run_id),
         output=output,
@@ -205,6 +208,7 @@ def submit(  # noqa: PLR0913  # a command has as many options as it has
         typer.Option("--address", envvar="RAY_ADDRESS", help="Jobs server, http://HOST:8265."),
     ] = "http://127.0.0.1:8265",
     workspace: WorkspaceOption = None,
+    store: StoreOption = None,
     profile: ProfileOption = None,
     set_: SetOption = None,
     tracking_uri: TrackingOption = None,
@@ -214,7 +218,7 @@ def submit(  # noqa: PLR0913  # a command has as many options as it has
     from jobs.remote import submit_spec
     from jobs.target import Target
 
-    target = Target(spec, workspace, profile, tuple(set_ or ()))
+    target = Target(spec, workspace, profile, tuple(set_ or ()), store)
     raise typer.Exit(submit_spec(target, address, tracking_uri=tracking_uri, detach=detach))
 
 

@@ -93,7 +93,7 @@ def selection_of(texts: Selected) -> Selection:
 
 def show_plan(target: Target, *, selected: Selected, output: str) -> bool:
     """Print the plan; True if something would run."""
-    experiment, workspace = target.experiment(), open_workspace(target.workspace)
+    experiment, workspace = target.experiment(), target.place()
     graph = expand(experiment)
     facts = planning_facts(experiment, target.spec, workspace)
     planned = plan(graph, facts, selection=selection_of(selected))
@@ -142,7 +142,7 @@ def _pending(planned: tuple[Planned, ...]) -> bool:
 
 def explain_stage(target: Target, stage: str, output: str) -> None:
     """Print why a stage would run again."""
-    experiment, workspace = target.experiment(), open_workspace(target.workspace)
+    experiment, workspace = target.experiment(), target.place()
     graph = expand(experiment)
     facts = planning_facts(experiment, target.spec, workspace)
     names = set(graph.matching(stage))
@@ -195,7 +195,7 @@ def run_spec(
     """Run a pipeline; prints what became of it and returns the exit code."""
     from jobs.controller import RunOptions, run_pipeline
 
-    workspace = open_workspace(target.workspace)
+    workspace = target.place()
     address, tracking_uri, run_id = places
     options = RunOptions(
         file=target.spec,

@@ -290,16 +290,14 @@ class _Run:
                     _end_embedded(ray)
 
     def _context(self) -> RunContext:
-        store = self.options.workspace.store
+        store = self.facts.store
         return RunContext(
             run=self.run,
             pause_path=str(self.folder.pause_path),
             emit=self._emit,
             pause=self.folder.pause_path.exists,
             now_ms=_now_ms,
-            metrics_path=lambda artifact: str(
-                store / "artifacts" / artifact / "progress" / METRICS_FILE
-            ),
+            metrics_path=lambda artifact: str(store.progress(artifact) / METRICS_FILE),
         )
 
     def _conclude(

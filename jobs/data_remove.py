@@ -93,7 +93,7 @@ def _set_of(target: Target, stage: str) -> ShardSet:
     if node.kind not in SHARD_SETS:
         raise UsageError(f"{stage} is of kind {node.kind} and makes no shard set")
     workspace = open_workspace(target.workspace)
-    made = store_at(workspace.store).path(made_last(target, experiment, node.name))
+    made = store_at(workspace.store).local(made_last(target, experiment, node.name))
     return open_shard_set(str(made / DATASET_FOLDER), workspace)
 
 

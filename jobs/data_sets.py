@@ -63,11 +63,9 @@ class SetName:
 
 def artifact_files(workspace: Workspace, name: str) -> Path | None:
     """Folder of the files of a committed artifact, by its name; None if there is none."""
-    path = workspace.store / "artifacts" / name / "result.json"
-    if "/" in name or not path.is_file():
-        return None
-    result = StageResult.model_validate_json(path.read_bytes())
-    return store_at(workspace.store).path(result)
+    store = store_at(workspace.store)
+    result = store.named(name)
+    return None if result is None else store.local(result)
 
 
 def one_node(experiment: ExperimentSpec, graph: Graph, stage: str) -> StageNode:
@@ -112,7 +110,7 @@ def _of_stage(target: Target, stage: str, workspace: Workspace) -> Path:
             f"these do: {', '.join(makers) or 'none'}"
         )
     result = made_last(target, experiment, node.name)
-    return store_at(workspace.store).path(result) / DATASET_FOLDER
+    return store_at(workspace.store).local(result) / DATASET_FOLDER
 
 
 def _in_folder(folder: Path) -> Path:

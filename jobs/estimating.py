@@ -108,7 +108,7 @@ def _images(
         node = graph.node(found.stage)
         made = store.get_ref(experiment, found.stage)
         if made is not None:
-            return int(ShardSet.open(store.path(made) / DATASET_FOLDER).split(split).num_rows)
+            return int(ShardSet.open(store.local(made) / DATASET_FOLDER).split(split).num_rows)
 
 
 def _stage(node: StageNode, graph: Graph, cluster: Cluster, images: int | None) -> StageEstimate:

@@ -68,7 +68,7 @@ class ModelName:
             )
         result = made_last(target, experiment, node.name)
         store = store_at(open_workspace(self.workspace).store)
-        return store.path(result) / MODEL_FOLDER
+        return store.local(result) / MODEL_FOLDER
 
 
 def _in_folder(folder: Path) -> Path | None:

@@ -18,6 +18,15 @@ WorkspaceOption = Annotated[
         help="Folder of store, runs and tracker. [default: .vitrail]",
     ),
 ]
+StoreOption = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="URI",
+        help="Where artifacts are kept: a folder, or s3://BUCKET/PREFIX. [env var: VITRAIL_STORE] "
+        "[default: in the workspace]",
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="Replace a value of the spec; repeatable."),

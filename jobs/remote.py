@@ -31,12 +31,21 @@ _PAUSED, _FAILED = 75, 1
 def submit_spec(target: Target, address: str, *, tracking_uri: str | None, detach: bool) -> int:
     """Run a pipeline as a Ray job; returns the exit code."""
     experiment = target.experiment()
-    workspace = open_workspace(target.workspace)
+    workspace = target.place()
     server = JobServer(address)
     with tempfile.TemporaryDirectory(prefix="vitrail-") as folder:
         code = copy_code(Path(folder))
         (code / "experiment.json").write_text(json.dumps(experiment.dump()))
-        place = ["--workspace", str(workspace.root), "--address", "auto", "--run-id", "{job}"]
+        kept = ["--store", workspace.store_uri] if workspace.store_uri else []
+        place = [
+            "--workspace",
+            str(workspace.root),
+            *kept,
+            "--address",
+            "auto",
+            "--run-id",
+            "{job}",
+        ]
         tracking = ["--tracking-uri", tracking_uri] if tracking_uri else []
         run, adopted = server.submit(
             ["-m", "jobs.cli", "run", "experiment.json", *place, *tracking],

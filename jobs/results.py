@@ -22,7 +22,7 @@ def artifact_path(stage: StageOutcome, workspace: Workspace) -> Path | None:
         return None
     store = store_at(workspace.store)
     result = store.lookup(stage.kind, stage.key)
-    return None if result is None else store.path(result)
+    return None if result is None else store.local(result)
 
 
 def accuracy_rows(document: RunDocument, workspace: Workspace) -> list[Row]:

@@ -62,7 +62,8 @@ def execute_stage(
     """
     kind = request.spec["kind"]
     pause = PauseFile(Path(request.pause_path))
-    with store.hold(kind, request.key, stop=pause.requested):
+    reads = {found.artifact for found in request.inputs.values()}
+    with store.hold(kind, request.key, reads=reads, stop=pause.requested):
         done = store.lookup(kind, request.key)
         if done is not None:
             fault = store.present(done)

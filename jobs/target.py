@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.recipes import find_spec
+from jobs.workspace import Workspace, open_workspace
 from pipeline.dag.experiment_file import load_experiment
 from schemas.data import CorpusSpec
 from schemas.experiment import AnyStage, ExperimentSpec
@@ -19,6 +20,12 @@ class Target:
     workspace: Path | None
     profile: str | None
     overrides: tuple[str, ...]
+    store: str | None = None
+    """The store that was asked for, where the command has the option."""
+
+    def place(self) -> Workspace:
+        """The workspace, with its store."""
+        return open_workspace(self.workspace, self.store)
 
     def experiment(self) -> ExperimentSpec:
         """The validated experiment, with places of corpora that mean the same in every process."""

@@ -107,7 +107,7 @@ def _planned(
     """As the spec stands, with the data that was made last."""
     store = store_at(open_workspace(target.workspace).store)
     made = [made_last(target, experiment, node.inputs[port].stage) for port in _ports(spec)]
-    folders = tuple(str(store.path(result) / DATASET_FOLDER) for result in made)
+    folders = tuple(str(store.local(result) / DATASET_FOLDER) for result in made)
     return _Training(node, spec, node.seed, folders, None)
 
 

@@ -13,7 +13,7 @@ from infra.storage import LocalStore, open_store
 from jobs.stage import StageEntry
 from jobs.stage_sources import AnySource, fingerprint, source_bytes
 from jobs.stage_task import append_line, execute_stage, log_path
-from jobs.workspace import Workspace
+from jobs.workspace import StorePlace, Workspace
 from pipeline.cost import estimate
 from pipeline.dag.graph import Graph, StageNode
 from pipeline.dag.plan import Facts
@@ -27,6 +27,7 @@ from schemas.runs import StageRequest
 
 if TYPE_CHECKING:
     from infra.mlflow_tracking import MlflowTracker
+    from infra.object_store import ObjectStore
 
 ENTRY_MODULES: Mapping[str, str] = {
     "ingest": "jobs.ingest",
@@ -87,9 +88,15 @@ def provenance() -> LocalProvenance:
     return LocalProvenance(checkout_root(), ENTRY_MODULES)
 
 
-def store_at(path: Path) -> LocalStore:
+def store_at(place: StorePlace) -> "LocalStore | ObjectStore":
     """The artifact store of a workspace."""
-    return open_store(str(path))
+    return open_store(place.uri, local=place.local, say=_to_stderr)
+
+
+def _to_stderr(line: str) -> None:
+    from jobs.console import stderr
+
+    stderr().print(line, markup=False)
 
 
 def planning_facts(experiment: ExperimentSpec, file: str, workspace: Workspace) -> Facts:

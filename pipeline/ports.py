@@ -1,6 +1,6 @@
 """What the library needs from outside; `infra/` fulfils each protocol, and so do the test fakes."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
@@ -114,13 +114,22 @@ class ArtifactStore(Protocol):
     """Immutable artifacts by key; see `schemas.artifacts` for the documents."""
 
     uri: str
+    """Opens the same store in any process of the run."""
 
     def lookup(self, kind: str, key: str) -> StageResult | None:
         """The committed result of a key, or None."""
         ...
 
     def path(self, result: StageResult) -> Path:
-        """Folder of the committed attempt."""
+        """Folder of the committed attempt, where its files are once they are on this machine."""
+        ...
+
+    def local(self, result: StageResult) -> Path:
+        """The same, with its files on this machine for as long as this process lives."""
+        ...
+
+    def progress(self, artifact: str) -> Path:
+        """Folder that all attempts at an artifact share."""
         ...
 
     def record(self, result: StageResult) -> StageRecord:
@@ -150,9 +159,17 @@ class ArtifactStore(Protocol):
         """A fresh attempt at a key."""
         ...
 
-    def hold(self, kind: str, key: str, *, stop: Callable[[], bool] | None = None) -> "Hold":
+    def hold(
+        self,
+        kind: str,
+        key: str,
+        *,
+        reads: Collection[str] = (),
+        stop: Callable[[], bool] | None = None,
+    ) -> "Hold":
         """Exclusive use of a key while the `with` block lasts; waits for another holder.
 
+        `reads` names the artifacts that the holder needs meanwhile, so that nobody removes them;
         `stop` ends the waiting with `PausedError`.
         """
         ...

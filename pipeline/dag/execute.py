@@ -189,7 +189,7 @@ class _Controller:
         self.known[node.name] = result
         self.facts.remember(node.name, result)
         self.outcomes[node.name] = _outcome(node, "ran", result)
-        files = self.facts.store.path(result)
+        files = self.facts.store.local(result)
         self.announced.discard(node.name)
         self._emit(
             node,

@@ -3,7 +3,7 @@
 import hashlib
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,6 +55,12 @@ class MemoryStore:
     def path(self, result: StageResult) -> Path:
         return self.root / "artifacts" / result.artifact / "attempts" / result.attempt
 
+    def local(self, result: StageResult) -> Path:
+        return self.path(result)
+
+    def progress(self, artifact: str) -> Path:
+        return self.root / "artifacts" / artifact / "progress"
+
     def record(self, result: StageResult) -> StageRecord:
         if result.attempt not in self.records:
             raise IntegrityError(f"the record of {result.artifact} is missing")
@@ -100,7 +106,12 @@ class MemoryStore:
         return attempt
 
     def hold(
-        self, kind: str, key: str, *, stop: Callable[[], bool] | None = None
+        self,
+        kind: str,
+        key: str,
+        *,
+        reads: Collection[str] = (),
+        stop: Callable[[], bool] | None = None,
     ) -> threading.RLock:
         return self._locks.setdefault((kind, key), threading.RLock())
 

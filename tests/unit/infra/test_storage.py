@@ -5,19 +5,44 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from infra.file_digests import file_fault
 from infra.storage import LocalStore, open_store
+from infra.store_documents import attempt_of
 from schemas.artifacts import ArtifactFile, StageResult
 from schemas.errors import DiskFullError, IntegrityError, SpecError, UnreachableError
 from schemas.runs import InputArtifact
 from tests.support.artifacts import KIND, make_artifact, stage_record, write_files
+from tests.support.s3_server import s3_server
+from tests.support.stores import Place
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    with s3_server() as uri:
+        yield uri
+
+
+@pytest.fixture(params=["disk", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """An empty store of each kind: what is promised holds for both."""
+    if request.param == "disk":
+        return Place(str(tmp_path / "store"), tmp_path / "store")
+    uri = request.getfixturevalue("bucket")
+    return Place(f"{uri}/{tmp_path.name}/store", tmp_path / "local")
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> LocalStore:
+def store(place: Place) -> Any:
+    return place.open()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> LocalStore:
+    """For what only a disk can suffer."""
     return LocalStore(tmp_path / "store")
 
 
@@ -28,29 +53,26 @@ def test_looking_into_a_store_that_does_not_exist_makes_nothing(tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_commit_is_seen_by_another_store_on_the_same_folder(
-    store: LocalStore, tmp_path: Path
-) -> None:
-    result = make_artifact(store)
-    other = LocalStore(tmp_path / "store")
+def test_a_commit_is_seen_by_another_store_at_the_same_place(place: Place, tmp_path: Path) -> None:
+    result = make_artifact(place.open())
+    other = place.open(local=tmp_path / "elsewhere")
     assert other.lookup(KIND, result.key) == result
     assert other.record(result) == stage_record()
-    assert (other.path(result) / "report.json").read_text() == "content"
+    assert (other.local(result) / "report.json").read_text() == "content"
+    assert (other.local(result) / "logs" / "log.txt").read_text() == "said"
     assert other.present(result) is None
     assert other.verify(result) is None
     assert result.metrics == {"test/top1_ratio": 0.5}
 
 
-def test_an_attempt_is_not_seen_before_its_commit(store: LocalStore) -> None:
+def test_an_attempt_is_not_seen_before_its_commit(store: Any) -> None:
     record = stage_record()
     attempt = store.begin(KIND, record.key)
     write_files(attempt.path)
     assert store.lookup(KIND, record.key) is None
 
 
-def test_the_content_digest_leaves_out_logs_documents_and_time(
-    store: LocalStore, tmp_path: Path
-) -> None:
+def test_the_content_digest_leaves_out_logs_documents_and_time(store: Any, tmp_path: Path) -> None:
     first = make_artifact(store)
     other = LocalStore(tmp_path / "other")
     attempt = other.begin(KIND, first.key)
@@ -61,7 +83,7 @@ def test_the_content_digest_leaves_out_logs_documents_and_time(
     assert first.attempt != second.attempt
 
 
-def test_a_stage_may_write_files_with_the_names_of_the_stores_documents(store: LocalStore) -> None:
+def test_a_stage_may_write_files_with_the_names_of_the_stores_documents(store: Any) -> None:
     record = stage_record()
     attempt = store.begin(KIND, record.key)
     (attempt.path / "manifest.json").write_text("the stage's own")
@@ -70,19 +92,19 @@ def test_a_stage_may_write_files_with_the_names_of_the_stores_documents(store: L
     assert store.record(result) == record
 
 
-def test_the_first_commit_wins(store: LocalStore) -> None:
+def test_the_first_commit_wins(store: Any) -> None:
     first = make_artifact(store, content="first")
     assert make_artifact(store, content="second") == first
     assert (store.path(first) / "report.json").read_text() == "first"
 
 
-def test_progress_is_shared_by_the_attempts_at_a_key(store: LocalStore) -> None:
+def test_progress_is_shared_by_the_attempts_at_a_key(store: Any) -> None:
     key = stage_record().key
     (store.begin(KIND, key).progress / "step").write_text("7")
     assert (store.begin(KIND, key).progress / "step").read_text() == "7"
 
 
-def test_known_digests_are_taken_and_must_name_files(store: LocalStore) -> None:
+def test_known_digests_are_taken_and_must_name_files(store: Any) -> None:
     record = stage_record()
     attempt = store.begin(KIND, record.key)
     write_files(attempt.path)
@@ -92,7 +114,7 @@ def test_known_digests_are_taken_and_must_name_files(store: LocalStore) -> None:
     assert "report.json has other bytes" in (store.verify(result) or "")
 
 
-def test_a_link_is_no_part_of_an_artifact(store: LocalStore, tmp_path: Path) -> None:
+def test_a_link_is_no_part_of_an_artifact(store: Any, tmp_path: Path) -> None:
     record = stage_record()
     attempt = store.begin(KIND, record.key)
     (attempt.path / "link").symlink_to(tmp_path)
@@ -101,45 +123,54 @@ def test_a_link_is_no_part_of_an_artifact(store: LocalStore, tmp_path: Path) -> 
     assert store.lookup(KIND, record.key) is None
 
 
-def _remove(path: Path) -> None:
-    path.unlink()
-
-
-def _lengthen(path: Path) -> None:
-    path.write_bytes(path.read_bytes() + b"x")
-
-
 def _touch(path: Path) -> None:
     os.utime(path, ns=(0, 0))
 
 
-def _rewrite(path: Path) -> None:
-    path.write_bytes(bytes(path.stat().st_size))
+def _weights(result: StageResult) -> str:
+    return f"{attempt_of(result)}/files/inner/weights.bin"
 
 
-@pytest.mark.parametrize(
-    ("damage", "words"), [(_remove, "missing"), (_lengthen, "bytes"), (_rewrite, "other bytes")]
-)
-def test_presence_sees_what_happened_to_a_file(store: LocalStore, damage, words) -> None:
-    result = make_artifact(store)
-    damage(store.path(result) / "inner" / "weights.bin")
+@pytest.mark.parametrize(("change", "words"), [(None, "missing"), (1, "bytes, not")])
+def test_presence_sees_what_happened_to_a_file(place: Place, change, words) -> None:
+    store = place.open()
+    result, whole = make_artifact(store), place.read(_weights(make_artifact(store)))
+    assert whole is not None
+    if change is None:
+        place.remove(_weights(result))
+    else:
+        place.write(_weights(result), whole + b"x")
     fault = store.present(result)
     assert fault is not None
     assert words in fault
     assert "weights.bin" in fault
+    assert store.verify(result) == fault
 
 
-def test_verifying_sees_bytes_that_presence_cannot_see(store: LocalStore) -> None:
+def test_verifying_sees_bytes_that_presence_cannot_see(place: Place) -> None:
+    store = place.open()
     result = make_artifact(store)
-    path = store.path(result) / "report.json"
+    path = Path(store.path(result), "inner", "weights.bin")
     before = path.stat()
-    path.write_text("CONTENT")
+    place.write(_weights(result), bytes(before.st_size))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert store.present(result) is None
-    assert "report.json has other bytes" in (store.verify(result) or "")
+    assert "weights.bin has other bytes" in (store.verify(result) or "")
+    (fault,) = store.faults(result, read_all=True)
+    assert fault.artifact == result.artifact
+    assert fault.expected.startswith("sha256 ")
+    assert fault.found.startswith("sha256 ")
+    assert fault.expected != fault.found
 
 
-def test_a_touched_file_is_well_if_its_bytes_are(store: LocalStore) -> None:
+def test_presence_on_a_disk_sees_other_bytes_of_the_same_size(disk: LocalStore) -> None:
+    result = make_artifact(disk)
+    path = disk.path(result) / "inner" / "weights.bin"
+    path.write_bytes(bytes(path.stat().st_size))
+    assert "weights.bin has other bytes" in (disk.present(result) or "")
+
+
+def test_a_touched_file_is_well_if_its_bytes_are(store: Any) -> None:
     result = make_artifact(store)
     _touch(store.path(result) / "report.json")
     assert store.present(result) is None
@@ -147,9 +178,10 @@ def test_a_touched_file_is_well_if_its_bytes_are(store: LocalStore) -> None:
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "record.json"])
-def test_a_lost_document_is_noticed(store: LocalStore, name: str) -> None:
+def test_a_lost_document_is_noticed(place: Place, name: str) -> None:
+    store = place.open()
     result = make_artifact(store)
-    (store.path(result).parent / name).unlink()
+    place.remove(f"{attempt_of(result)}/{name}")
     if name == "manifest.json":
         assert "manifest.json is missing" in (store.present(result) or "")
     else:
@@ -157,44 +189,46 @@ def test_a_lost_document_is_noticed(store: LocalStore, name: str) -> None:
             store.record(result)
 
 
-def test_a_changed_manifest_is_noticed(store: LocalStore) -> None:
+def test_a_changed_manifest_is_noticed(place: Place) -> None:
+    store = place.open()
     result = make_artifact(store)
-    path = store.path(result).parent / "manifest.json"
-    path.write_text(path.read_text().replace("report", "repart"))
+    name = f"{attempt_of(result)}/manifest.json"
+    place.write(name, (place.read(name) or b"").replace(b"report", b"repart"))
     assert "not the manifest that was committed" in (store.present(result) or "")
 
 
-def test_a_torn_result_counts_as_absent_and_is_kept_aside(tmp_path: Path) -> None:
+def test_a_torn_result_counts_as_absent_and_is_kept_aside(place: Place) -> None:
     said: list[str] = []
-    store = LocalStore(tmp_path, say=said.append)
+    store = place.open(say=said.append)
     result = make_artifact(store)
-    final = tmp_path / "artifacts" / result.artifact / "result.json"
-    final.write_text(final.read_text()[:50])
+    name = f"artifacts/{result.artifact}/result.json"
+    place.write(name, (place.read(name) or b"")[:50])
     assert store.lookup(KIND, result.key) is None
-    assert len(list(final.parent.glob("result.json.torn-*"))) == 1
+    assert len(place.names(f"{name}.torn-")) == 1
     assert "damaged" in said[0]
     assert make_artifact(store).attempt != result.attempt
 
 
-def test_two_keys_that_begin_alike_are_told_apart(store: LocalStore) -> None:
+def test_two_keys_that_begin_alike_are_told_apart(store: Any) -> None:
     result = make_artifact(store)
     with pytest.raises(IntegrityError, match="both begin alike"):
         store.lookup(KIND, result.key[:12] + "0" * 52)
 
 
-def test_a_discarded_result_makes_room_for_another(store: LocalStore, tmp_path: Path) -> None:
+def test_a_discarded_result_makes_room_for_another(place: Place) -> None:
+    store = place.open()
     first = make_artifact(store, content="first")
     store.discard(first, "its shards were damaged")
     assert store.lookup(KIND, first.key) is None
-    note = tmp_path / "store" / "discarded" / first.artifact / f"{first.attempt}.json"
-    assert "its shards were damaged" in note.read_text()
-    assert store.path(first).is_dir()
+    note = place.read(f"discarded/{first.artifact}/{first.attempt}.json")
+    assert b"its shards were damaged" in (note or b"")
+    assert place.read(_weights(first)) is not None
     second = make_artifact(store, content="second")
     store.discard(first, "somebody noticed late")
     assert store.lookup(KIND, first.key) == second
 
 
-def test_the_progress_of_a_discarded_result_goes_with_it(store: LocalStore) -> None:
+def test_the_progress_of_a_discarded_result_goes_with_it(store: Any) -> None:
     record = stage_record()
     attempt = store.begin(KIND, record.key)
     write_files(attempt.path)
@@ -208,7 +242,7 @@ def test_the_progress_of_a_discarded_result_goes_with_it(store: LocalStore) -> N
     assert (again.progress / "step").exists()
 
 
-def as_input(store: LocalStore, result: StageResult) -> InputArtifact:
+def as_input(store: Any, result: StageResult) -> InputArtifact:
     return InputArtifact(
         stage="accuracy",
         kind=result.kind,
@@ -221,45 +255,46 @@ def as_input(store: LocalStore, result: StageResult) -> InputArtifact:
 
 
 def test_an_input_is_read_once_and_again_when_a_file_was_touched(
-    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+    disk: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = make_artifact(store)
-    found = as_input(store, result)
+    result = make_artifact(disk)
+    found = as_input(disk, result)
+    report = disk.path(result) / "report.json"
     reads: list[str] = []
 
-    def count(folder: Path, file: ArtifactFile, *, read_all: bool) -> str | None:
+    def count(folder: Path, file: ArtifactFile, *, read_all: bool) -> Any:
         reads.append(file.path)
         return file_fault(folder, file, read_all=read_all)
 
     monkeypatch.setattr("infra.first_reads.file_fault", count)
     for _ in range(2):
-        assert store.check_input(found) is None
+        assert disk.check_input(found) is None
         assert len(reads) == 2
-    _touch(store.path(result) / "report.json")
-    assert store.check_input(found) is None
+    _touch(report)
+    assert disk.check_input(found) is None
     assert len(reads) == 4
-    _rewrite(store.path(result) / "report.json")
+    report.write_bytes(bytes(report.stat().st_size))
     for _ in range(2):
-        assert "report.json has other bytes" in (store.check_input(found) or "")
-    _remove(store.path(result) / "report.json")
-    assert "report.json is missing" in (store.check_input(found) or "")
-    assert store.present(result) is not None
+        assert "report.json has other bytes" in (disk.check_input(found) or "")
+    report.unlink()
+    assert "report.json is missing" in (disk.check_input(found) or "")
+    assert disk.present(result) is not None
 
 
 @pytest.mark.parametrize("text", [None, "{}", '{"files": []}'])
 def test_an_input_whose_manifest_is_not_the_committed_one_is_refused(
-    store: LocalStore, text: str | None
+    disk: LocalStore, text: str | None
 ) -> None:
-    result = make_artifact(store)
-    manifest = store.path(result).parent / "manifest.json"
+    result = make_artifact(disk)
+    manifest = disk.path(result).parent / "manifest.json"
     if text is None:
         manifest.unlink()
     else:
         manifest.write_text(text)
-    assert "the manifest of" in (store.check_input(as_input(store, result)) or "")
+    assert "the manifest of" in (disk.check_input(as_input(disk, result)) or "")
 
 
-def test_a_ref_remembers_the_last_result_of_a_stage_of_any_name(store: LocalStore) -> None:
+def test_a_ref_remembers_the_last_result_of_a_stage_of_any_name(store: Any) -> None:
     stage = f"pretrain[source.uri=/a/../b 'é', {'x' * 300}]"
     for number in (0, 1):
         result = make_artifact(store, number)
@@ -274,42 +309,46 @@ def test_a_uri_names_a_folder(tmp_path: Path) -> None:
     assert open_store(open_store(str(folder)).uri).lookup(KIND, result.key) == result
 
 
-def test_other_schemes_are_refused_with_what_is_allowed() -> None:
-    with pytest.raises(SpecError, match="only folders are supported"):
-        open_store("s3://bucket/store")
+@pytest.mark.parametrize(
+    "uri", ["gs://bucket/store", "s3://", "s3://me:secret@bucket/x", "s3://b/p?x=1"]
+)
+def test_other_uris_are_refused_with_what_is_allowed(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="s3://BUCKET/PREFIX") as caught:
+        open_store(uri, local=tmp_path)
+    assert "secret" not in str(caught.value)
 
 
-def test_a_store_of_another_layout_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "format.json").write_text('{"format": "vitrail-store/9"}')
+def test_a_store_of_another_layout_is_refused(place: Place) -> None:
+    place.write("format.json", b'{"format": "vitrail-store/9"}')
     with pytest.raises(UnreachableError, match="another layout"):
-        LocalStore(tmp_path)
+        place.open()
 
 
 def test_a_place_that_cannot_be_written_is_unreachable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     store = LocalStore(tmp_path / "file" / "store")
-    with pytest.raises(UnreachableError, match="cannot begin an artifact"):
+    with pytest.raises(UnreachableError, match="Not a directory"):
         store.begin(KIND, stage_record().key)
 
 
 def test_without_hard_links_the_first_commit_wins_all_the_same(
-    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+    disk: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
     monkeypatch.setattr(os, "link", refuse)
-    first = make_artifact(store, content="first")
-    assert make_artifact(store, content="second") == first
-    assert store.verify(first) is None
+    first = make_artifact(disk, content="first")
+    assert make_artifact(disk, content="second") == first
+    assert disk.verify(first) is None
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_one_sentence_and_nothing_is_published(
-    store: LocalStore, monkeypatch: pytest.MonkeyPatch, number: int
+    disk: LocalStore, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     record = stage_record()
-    attempt = store.begin(KIND, record.key)
+    attempt = disk.begin(KIND, record.key)
     write_files(attempt.path)
 
     def full(_: int) -> None:
@@ -318,11 +357,11 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_published(
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
         with pytest.raises(DiskFullError, match="the disk or its quota is full") as caught:
-            store.commit(attempt, record, known_sha256={})
+            disk.commit(attempt, record, known_sha256={})
     assert "bytes are left" in caught.value.what
     assert "vitrail plan" in str(caught.value.hint)
-    assert store.lookup(KIND, record.key) is None
-    assert store.commit(attempt, record, known_sha256={}).attempt == attempt.path.parent.name
+    assert disk.lookup(KIND, record.key) is None
+    assert disk.commit(attempt, record, known_sha256={}).attempt == attempt.path.parent.name
 
 
 @pytest.fixture
@@ -403,7 +442,7 @@ def test_a_waiting_process_names_the_holder_and_goes_on_when_it_dies(tmp_path: P
     assert f"process {holder.pid} on" in said[0]
 
 
-def test_a_key_can_be_held_again_after_its_release(store: LocalStore) -> None:
+def test_a_key_can_be_held_again_after_its_release(store: Any) -> None:
     for _ in range(2):
         with store.hold(KIND, stage_record().key):
             pass
