@@ -22,7 +22,7 @@ from infra.first_reads import input_fault, note_verified
 from infra.heartbeats import SharedHold, is_alive, reads_of_living
 from infra.local_copies import LocalCopies
 from infra.s3_shelf import S3Shelf
-from infra.shelves import Before
+from infra.shelves import Before, Usage
 from infra.storage import LocalAttempt, LocalStore
 from infra.store_documents import StoreDocuments, attempt_of
 from pipeline.ports import Attempt
@@ -107,6 +107,10 @@ class ObjectStore(StoreDocuments):
     def progress(self, artifact: str) -> Path:
         """Folder that the attempts at an artifact share, on this machine or its cluster."""
         return self._here.progress(artifact)
+
+    def progress_usage(self, artifact: str) -> Usage:
+        """What a later attempt would go on from; it lies on this machine."""
+        return self._here.progress_usage(artifact)
 
     def drop_progress(self, artifact: str) -> None:
         """Delete what a later attempt would go on from; it lies on this machine."""

@@ -123,10 +123,6 @@ class LocalStore(StoreDocuments):
         self.uri = self._root.as_uri()
         super().__init__(DiskShelf(self._root, before=self._before), say=say or _say_nothing)
 
-    def named(self, artifact: str) -> StageResult | None:
-        """The committed result of an artifact by its name, `<kind>-<key12>`, or None."""
-        return self._read_result(self._root / "artifacts" / artifact / "result.json")
-
     def path(self, result: StageResult) -> Path:
         """Folder of the files of a committed attempt."""
         return self._root / attempt_of(result) / FILES_FOLDER

@@ -4,11 +4,12 @@ import hashlib
 import urllib.parse
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 
 from pydantic import ValidationError
 
-from infra.shelves import Shelf
+from infra.shelves import Shelf, Usage
 from schemas.artifacts import ArtifactManifest, StageRecord, StageResult, artifact_name
 from schemas.errors import IntegrityError, UnreachableError, UsageError
 from schemas.spec import canonical_json, digest_of
@@ -49,6 +50,44 @@ class StoreDocuments(ABC):
         """As `present`, but reads every byte."""
         fault = next(self.faults(result, read_all=True), None)
         return None if fault is None else str(fault)
+
+    @abstractmethod
+    def readers(self, artifact: str) -> tuple[str, ...] | None:
+        """The artifacts that whoever works on this one reads; None if nobody does."""
+
+    @abstractmethod
+    def seized(self, artifact: str) -> AbstractContextManager[bool]:
+        """An artifact for the length of a `with` block if nobody works on it; yields whether."""
+
+    def usage(self, name: str) -> Usage:
+        """What lies below a name of the layout."""
+        return self._shelf.usage(name)
+
+    def remains(self, artifact: str) -> Iterator[str]:
+        """Files beside `result.json` that a killed process left."""
+        for name in self._shelf.children(f"artifacts/{artifact}"):
+            if name.endswith(".tmp") or ".torn-" in name:
+                yield name
+
+    def is_discarded(self, artifact: str, attempt: str) -> bool:
+        """Whether a result was taken out of sight since it was damaged, or by force."""
+        return self._shelf.read(f"discarded/{artifact}/{attempt}.json") is not None
+
+    def is_of_use(self, artifact: str) -> bool:
+        """Whether anything is left of an artifact but the folder that names it."""
+        left = any(self.attempts(artifact)) or any(self.trash(artifact))
+        return (
+            left or self.named(artifact) is not None or self.progress_usage(artifact).size_bytes > 0
+        )
+
+    def forget(self, artifact: str) -> None:
+        """Delete the folder that names an artifact of which nothing is left."""
+        self._shelf.delete_tree(f"artifacts/{artifact}")
+        self._shelf.delete_tree(f"trash/{artifact}")
+
+    def delete_remains(self, artifact: str, name: str) -> None:
+        """Delete a file that `remains` named."""
+        self._shelf.delete(f"artifacts/{artifact}/{name}")
 
     @abstractmethod
     def faults(
@@ -184,16 +223,19 @@ class StoreDocuments(ABC):
             return standing
         return None
 
-    def empty_trash(self, artifact: str, name: str, note: TrashNote) -> None:
-        """Delete a part for good; the manifest first, so that no torn attempt counts as whole."""
-        if note.part == "progress":
-            self.drop_progress(artifact)
-        else:
-            attempt = f"artifacts/{artifact}/attempts/{name}"
-            self._shelf.delete(f"{attempt}/manifest.json")
-            self._shelf.delete_tree(attempt)
-            self._shelf.delete(f"discarded/{artifact}/{name}.json")
-        self._shelf.delete(f"trash/{artifact}/{name}.json")
+    def delete_attempt(self, artifact: str, attempt: str) -> None:
+        """Delete an attempt for good, unless it is what is committed.
+
+        The manifest goes first, so that none that is torn counts as whole; the bytes go last, so
+        that what a killed process leaves is an attempt like any other.
+        """
+        current = self.named(artifact)
+        if current is None or current.attempt != attempt:
+            folder = f"artifacts/{artifact}/attempts/{attempt}"
+            self._shelf.delete(f"{folder}/manifest.json")
+            self._shelf.delete(f"trash/{artifact}/{attempt}.json")
+            self._shelf.delete(f"discarded/{artifact}/{attempt}.json")
+            self._shelf.delete_tree(folder)
 
     def _commit(self, result: StageResult, record: StageRecord) -> StageResult:
         """Publish a result whose files are durable; returns the winner.
@@ -222,6 +264,10 @@ class StoreDocuments(ABC):
                 hint="use another workspace for one of the two experiments",
             )
         return result
+
+    def progress_usage(self, artifact: str) -> Usage:
+        """What a later attempt would go on from."""
+        return self._shelf.usage(f"artifacts/{artifact}/progress")
 
     def drop_progress(self, artifact: str) -> None:
         """Delete what a later attempt would go on from."""

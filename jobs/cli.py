@@ -271,6 +271,54 @@ def compare(
 
 
 @app.command()
+def verify(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SPEC|ARTIFACT]...", help="[default: all artifacts]"),
+    ] = None,
+    *,
+    workspace: WorkspaceOption = None,
+    output: OutputOption = "text",
+) -> None:
+    """Read every byte of artifacts; exit 6 and name each file that is not what was written."""
+    from jobs.store_commands import verify_store
+
+    raise typer.Exit(verify_store(names or [], workspace, output))
+
+
+@app.command()
+def gc(  # noqa: PLR0913  # a command has as many options as it has
+    *,
+    apply: Annotated[bool, typer.Option("--apply", help="Do it. [default: only say it]")] = False,
+    keep_days: Annotated[
+        float, typer.Option("--keep-days", min=0, help="Younger results stay.")
+    ] = 14,
+    trash_days: Annotated[
+        float, typer.Option("--trash-days", min=0, help="Younger trash can be taken back.")
+    ] = 7,
+    pin: Annotated[str | None, typer.Option("--pin", metavar="ARTIFACT", help="Keep it.")] = None,
+    unpin: Annotated[str | None, typer.Option("--unpin", metavar="ARTIFACT")] = None,
+    restore: Annotated[
+        str | None, typer.Option("--restore", metavar="ARTIFACT", help="Out of the trash.")
+    ] = None,
+    workspace: WorkspaceOption = None,
+    output: OutputOption = "text",
+) -> None:
+    """Say what in the store nobody needs; with --apply, put it into the trash, and empty that."""
+    from jobs.console import print_document, stdout
+    from jobs.store_commands import collect_garbage, pin_artifact
+
+    if pin or unpin or restore:
+        done = pin_artifact((pin, unpin, restore), workspace)
+        if output == "json":
+            print_document(done)
+        else:
+            stdout().print(f"{done.artifact} is {done.done}", markup=False)
+        return
+    collect_garbage((keep_days, trash_days), workspace, apply=apply, output=output)
+
+
+@app.command()
 def ui(
     *,
     workspace: WorkspaceOption = None,

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from infra.storage import LocalStore
+from infra.store_documents import StoreDocuments
 from pipeline.cost import Training, model_flops
 from pipeline.evaluation.report import Made
 from pipeline.model.saved import load_saved
@@ -18,7 +18,7 @@ from schemas.training import FinetuneSpec, PretrainSpec
 _PARAMETERS, _STEPS = "model/parameters_count", "train/steps_count"
 
 
-def ancestry(store: LocalStore, artifacts: Iterable[str]) -> tuple[Made, ...]:
+def ancestry(store: StoreDocuments, artifacts: Iterable[str]) -> tuple[Made, ...]:
     """These artifacts and their ancestors, each after all that it reads.
 
     What is no longer in the store is left out; its name stands in the records of its readers.
@@ -35,7 +35,7 @@ def ancestry(store: LocalStore, artifacts: Iterable[str]) -> tuple[Made, ...]:
     )
 
 
-def _add(store: LocalStore, artifact: str, found: dict[str, Made]) -> None:
+def _add(store: StoreDocuments, artifact: str, found: dict[str, Made]) -> None:
     if artifact in found:
         return
     result = store.named(artifact)

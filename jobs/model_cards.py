@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infra.storage import LocalStore, open_store
+from infra.storage import open_store
+from infra.store_documents import StoreDocuments
 from jobs.console import print_document
 from jobs.import_weights import remarks
 from jobs.model_commands import facts, own_document
@@ -55,7 +56,7 @@ def model_card(folder: Path) -> ModelCard:
 class _Made:
     """A model's artifact in a store."""
 
-    store: LocalStore
+    store: StoreDocuments
     artifacts: Path
     """Folder of all artifacts in it."""
     name: str

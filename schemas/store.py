@@ -49,7 +49,7 @@ class VerifyDocument(Spec):
 
 
 class TrashNote(Spec):
-    """`trash/<artifact>/<part>.json`: out of sight, its bytes still in their place."""
+    """`trash/<artifact>/<attempt>.json`: out of sight, its bytes still in their place."""
 
     schema_version: Semantic[Literal[1]] = 1
     part: Semantic[Part]

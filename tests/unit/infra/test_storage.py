@@ -1,5 +1,6 @@
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -396,9 +397,9 @@ def test_a_disk_that_is_really_full_leaves_no_result(tiny_disk: Path) -> None:
     assert store.verify(store.commit(attempt, record, known_sha256={})) is None
 
 
-def _run(what: str, folder: Path) -> str:
+def _run(what: str, *places: str | Path) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.store_processes", what, str(folder)],
+        [sys.executable, "-m", "tests.support.store_processes", what, *map(str, places)],
         capture_output=True,
         text=True,
         check=False,
@@ -408,8 +409,27 @@ def _run(what: str, folder: Path) -> str:
     return done.stdout
 
 
-def test_of_eight_processes_that_commit_one_key_at_once_exactly_one_wins(tmp_path: Path) -> None:
-    _run("race", tmp_path)
+def test_of_eight_processes_that_commit_one_key_at_once_exactly_one_wins(
+    place: Place, tmp_path: Path
+) -> None:
+    _run("race", place.uri, tmp_path / "racers")
+
+
+def test_killed_at_any_fault_point_the_same_again_comes_to_the_same(place: Place) -> None:
+    points = _run("faults", place.uri, place.local).splitlines()
+    told = [
+        re.sub(r"[0-9A-Z]{26}", "ULID", re.sub(r"-[0-9a-f]{12}", "", point)) for point in points
+    ]
+    attempt = "artifacts/evaluate/attempts/ULID"
+    commit = [f"write {attempt}/manifest.json", f"write {attempt}/record.json", f"settle {attempt}"]
+    if place.is_s3:
+        commit += [f"put {attempt}/files/inner/weights.bin", f"put {attempt}/record.json"]
+        commit += [f"put {attempt}/manifest.json"]
+    commit += ["create artifacts/evaluate/result.json"]
+    assert [point for point in told if point in commit] == commit
+    assert told.count("delete artifacts/evaluate/result.json") == 1
+    assert "write trash/evaluate/ULID.json" in told
+    assert told.index(f"delete {attempt}/manifest.json") < told.index(f"delete {attempt}/")
 
 
 def test_a_commit_killed_before_any_change_of_the_disk_is_invisible_or_whole(
