@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
+from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -50,6 +51,14 @@ class StoreDocuments(ABC):
         """As `present`, but reads every byte."""
         fault = next(self.faults(result, read_all=True), None)
         return None if fault is None else str(fault)
+
+    @abstractmethod
+    def path(self, result: StageResult) -> Path:
+        """Folder of the files of a committed attempt, once they are on this machine."""
+
+    @abstractmethod
+    def local(self, result: StageResult) -> Path:
+        """The same, with its files on this machine for as long as this process lives."""
 
     @abstractmethod
     def readers(self, artifact: str) -> tuple[str, ...] | None:

@@ -72,6 +72,8 @@ def run_pipeline(experiment: ExperimentSpec, options: RunOptions) -> tuple[RunDo
 def _nothing_to_do(
     graph: Graph, facts: Facts, planned: tuple[Planned, ...], options: RunOptions
 ) -> tuple[RunDocument, int]:
+    if options.workspace.store_uri is not None:
+        options.workspace.require_writable()  # so that other commands find the store
     outcomes = []
     for entry in planned:
         result, name = entry.result, entry.node.name
