@@ -67,8 +67,8 @@ def test_what_is_needed_stays_with_all_it_was_made_from(place: Place) -> None:
     store.unpin(pinned.artifact)
     assert told(list(collect(store, policy()))) == {
         (pinned.artifact, "result", "trash"),
-        (idle.artifact, "attempt", "in the trash"),
-    } or {it.artifact for it in collect(store, policy())} == {pinned.artifact, idle.artifact}
+        (idle.artifact, "result", "in the trash"),
+    }
     assert store.verify(source) is None
     assert store.verify(referred) is None
 
