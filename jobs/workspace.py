@@ -93,7 +93,7 @@ def open_workspace(given: Path | None, store: str | None = None) -> Workspace:
 def _kept_store(root: Path) -> str | None:
     try:
         return str(json.loads((root / _STORE_FILE).read_text(encoding="utf-8"))["store"])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError) as error:
         raise UnreachableError(

@@ -121,6 +121,17 @@ def trial_optim(optim: OptimSpec, peak_lr: float, steps: int) -> OptimSpec:
     )
 
 
+def trial_micro_batch(samples: int, given: int | str | None) -> int:
+    """The largest part of a trial's batch that is no larger than a `micro_batch` that is given.
+
+    An even one where both are even: neighbours may be mixed.
+    """
+    if not isinstance(given, int):
+        return samples
+    step = 2 if samples % 2 == given % 2 == 0 else 1
+    return max(size for size in range(step, min(given, samples) + 1, step) if samples % size == 0)
+
+
 def hold_out(labels: Rows, ratio: float, *, seed: int, repeat: int) -> tuple[Rows, Rows]:
     """Rows to train on and rows held out, both ascending: the share `ratio` of each class.
 
@@ -169,7 +180,7 @@ def _run_trial(bench: Bench, peak_lr: float, steps: int, *, repeat: int, stop: W
         seed=bench.seed,
         rank=0,
         world_size=1,
-        micro_batch=samples,
+        micro_batch=trial_micro_batch(samples, spec.resources.micro_batch),
         threads=spec.resources.loader_threads,
     ) as loader:
         train(engine, loader, optim=optim, total_steps=steps, keeper=None, watch=stop)

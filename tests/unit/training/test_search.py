@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from pipeline.model.vit import build
 from pipeline.training.loop import Watch
 from pipeline.training.objectives.supervised import Supervised
-from pipeline.training.search import Bench, Trial, choose, hold_out, run_search, trial_optim
+from pipeline.training.search import (
+    Bench,
+    Trial,
+    choose,
+    hold_out,
+    run_search,
+    trial_micro_batch,
+    trial_optim,
+)
 from schemas.errors import DataError, PausedError
 from schemas.objectives import SupervisedSpec
 from schemas.optim import OptimSpec
@@ -45,6 +53,14 @@ def test_the_draw_is_fixed_by_seed_and_repeat() -> None:
     assert np.array_equal(first, hold_out(labels, 0.3, seed=1, repeat=0)[1])
     assert not np.array_equal(first, hold_out(labels, 0.3, seed=1, repeat=1)[1])
     assert not np.array_equal(first, hold_out(labels, 0.3, seed=2, repeat=0)[1])
+
+
+def test_a_trial_takes_no_more_at_once_than_the_spec_allows() -> None:
+    assert trial_micro_batch(512, 64) == 64
+    assert trial_micro_batch(512, None) == trial_micro_batch(512, "auto") == 512
+    assert trial_micro_batch(48, 64) == 48
+    assert trial_micro_batch(50, 8) == 2, "halves of pairs are not mixed"
+    assert trial_micro_batch(51, 8) == 3
 
 
 def test_a_class_of_one_image_is_refused() -> None:
