@@ -118,6 +118,7 @@ def test_removed_rows_are_left_out(data: ShardSet, tmp_path: Path) -> None:
         "row": int(place[0]),
         "matched_uid": bytes(16),
         "hamming_bits": None,
+        "cosine": None,
         "thumbnail_difference": None,
     }
     clean = tmp_path / "clean"

@@ -41,11 +41,12 @@ def test_a_dead_holder_runs_out_and_a_live_one_does_not(
 ) -> None:
     name = f"artifacts/{KIND}-{KEY[:12]}/holder.json"
     place.write(name, b'{"pid": 1, "host": "gone", "token": "x"}')
-    monkeypatch.setattr(heartbeats, "LIFETIME_SECONDS", 1.0)
-    monkeypatch.setattr(heartbeats, "_BEAT_SECONDS", 0.2)
+    # A server tells whole seconds, so that two may be taken for three.
+    monkeypatch.setattr(heartbeats, "LIFETIME_SECONDS", 4.0)
+    monkeypatch.setattr(heartbeats, "_BEAT_SECONDS", 0.5)
     store, other = place.open(), place.open(local=tmp_path)
     with store.hold(KIND, KEY):
         assert b"gone" not in (place.read(name) or b"")
-        time.sleep(2.0)
+        time.sleep(5.0)
         assert other.readers(f"{KIND}-{KEY[:12]}") == (), "it beats on"
     assert place.read(name) is None
