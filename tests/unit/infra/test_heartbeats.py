@@ -18,7 +18,7 @@ KEY = stage_record().key
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     with s3_server() as uri:
-        yield Place(f"{uri}/store", tmp_path_factory.mktemp("local"))
+        yield Place(f"{uri}/heartbeats", tmp_path_factory.mktemp("local"))
 
 
 def test_another_machine_waits_and_can_be_stopped(place: Place, tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ def test_a_report_shows_its_tables_and_figures(
     spec = ReportSpec.parse({"of": ["both"]})
     page = run_stage(reporting.run, spec, tmp_path / "page", inputs={"of[0]": run.at(None)})
     text = (page.path / "report.html").read_text()
-    for words in ("ends of the curves", "errors under corruptions", "photographs of ice"):
+    for words in ("both: patch drop, by", "errors under corruptions", "photographs of ice"):
         assert words in text
     assert f"{found.models[0].clean.top1_ratio:.1%}" in text.replace("\N{NO-BREAK SPACE}", "")
     assert len(list((page.path / "figures").glob("*.png"))) == len(
