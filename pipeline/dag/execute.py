@@ -109,6 +109,8 @@ class _Controller:
             return
         told = node.name in self.outcomes and self.known.get(node.name) == result
         self.known[node.name] = result
+        # What is in flight may be committed before its end is heard: that is told by its end.
+        told = told or node.name in self.in_flight
         if entry.decision.action == "reuse" and not told:
             self.facts.remember(node.name, result)
             self.outcomes[node.name] = _outcome(node, "reused", result)

@@ -207,6 +207,8 @@ class InlineRunner:
     failures: dict[str, list[BaseException]] = field(default_factory=dict)
     """Stage -> what its next tries raise, in order."""
     newest_first: bool = False
+    commits_early: bool = False
+    """All that was submitted is committed before the first end is heard."""
     ran: list[str] = field(default_factory=list)
     """Every try, in order."""
     requests: dict[str, StageRequest] = field(default_factory=dict)
@@ -225,6 +227,9 @@ class InlineRunner:
     ) -> Sequence[tuple[StageRequest, StageResult | BaseException]]:
         if not self._waiting:
             return []
+        if self.commits_early:
+            for early in self._waiting:
+                self._make(early)
         request = self._waiting.pop(-1 if self.newest_first else 0)
         self.ran.append(request.stage)
         failures = self.failures.get(request.stage)

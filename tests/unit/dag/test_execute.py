@@ -43,6 +43,14 @@ def test_independent_branches_are_in_flight_together(world: World) -> None:
     assert world.runner.most_at_once >= 2
 
 
+def test_what_is_committed_before_its_end_is_heard_was_not_reused(world: World) -> None:
+    world.runner.commits_early = True
+    assert statuses(world.run(graph_of())) == ["ran"] * 8
+    said = [event.message for event in world.events if event.type == "log"]
+    assert not [line for line in said if "reused" in (line or "")]
+    assert len([event for event in world.events if event.type == "stage_finished"]) == 8
+
+
 def test_a_changed_field_runs_its_stage_and_what_reads_it_only(world: World) -> None:
     world.run(graph_of())
     world.run(graph_of("transfer.optim.peak_lr=3e-4"))
