@@ -20,8 +20,9 @@ from pydantic import ValidationError
 
 from infra.atomic_files import JsonLines, disk_errors, read_lines, write_atomic
 from schemas.errors import IntegrityError, UsageError
-from schemas.experiment import ExperimentSpec, nearest
+from schemas.experiment import ExperimentSpec
 from schemas.runs import Event, MirrorCursor, RunState
+from schemas.words import nearest
 
 _STATE_FILE = "run.json"
 _SPEC_FILE = "spec.json"

@@ -173,10 +173,14 @@ def _row(stage: StageComparison) -> tuple[str, ...]:
         stage.stage,
         _ratio(stage.first),
         _ratio(stage.second),
-        "same artifact" if stage.same_artifact else f"{-100 * pair.difference_ratio:+.1f}",
-        f"{-100 * pair.high_ratio:+.1f} to {-100 * pair.low_ratio:+.1f}",
+        "same artifact" if stage.same_artifact else _points(-pair.difference_ratio),
+        f"{_points(-pair.high_ratio)} to {_points(-pair.low_ratio)}",
         f"{pair.mcnemar_p:.2g}",
     )
+
+
+def _points(ratio: float) -> str:
+    return f"{100 * ratio + 0.0:+.1f}"  # plus zero: no minus before nothing
 
 
 def _ratio(model: ComparedModel) -> str:

@@ -23,9 +23,9 @@ from pipeline.data.shards.shard_set import ShardSet
 from pipeline.training.schedule import total_steps
 from schemas.errors import SpecError, UsageError
 from schemas.estimates import EstimateDocument, StageEstimate
-from schemas.experiment import nearest
 from schemas.manifest import DATASET_FOLDER
 from schemas.training import TrainingSpec
+from schemas.words import nearest
 
 _SHOWN_GPUS = ("a100", "h100", "h200", "l40s", "rtx4090", "v100")
 """Where none is named."""

@@ -4,7 +4,7 @@ from importlib import resources
 from pathlib import Path
 
 from schemas.errors import UsageError
-from schemas.experiment import nearest
+from schemas.words import nearest
 
 
 def recipe_files() -> dict[str, Path]:

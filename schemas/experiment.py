@@ -1,6 +1,5 @@
 """The root of what a user writes: named stages, an optional matrix, named profiles."""
 
-import difflib
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
@@ -9,7 +8,6 @@ from schemas.comparison import CompareSpec
 from schemas.curation import AppendSpec, FilterSpec, RemoveSpec
 from schemas.data import IngestSpec
 from schemas.evaluation import BaselineSpec, EvaluateSpec, ReportSpec
-from schemas.gates import GatedStageSpec
 from schemas.interchange import ImportSpec
 from schemas.interpret import InterpretSpec
 from schemas.probing import FeaturesSpec, ProbeSpec
@@ -85,21 +83,3 @@ class ExperimentSpec(Spec):
                     f"letter, and none of {', '.join(type(self).model_fields)}"
                 )
         return self
-
-    @model_validator(mode="after")
-    def _gates_name_what_is_measured(self) -> "ExperimentSpec":
-        for stage, spec in self.stages.items():
-            known = spec.measured() if isinstance(spec, GatedStageSpec) else ()
-            gates = spec.gate if isinstance(spec, GatedStageSpec) else {}
-            unknown = [name for name in gates if known and name.rpartition("/")[2] not in known]
-            for name in unknown:
-                near = nearest(name.rpartition("/")[2], list(known))
-                meant = f"did you mean {near}?" if near else f"it measures {', '.join(known)}"
-                raise ValueError(f"{stage}.gate names {name}, which is not measured; {meant}")
-        return self
-
-
-def nearest(word: str, allowed: list[str]) -> str | None:
-    """The allowed word that `word` was probably meant to be."""
-    found = difflib.get_close_matches(word, allowed, n=1, cutoff=0.6)
-    return found[0] if found else None

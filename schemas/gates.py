@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from schemas.spec import Execution, Semantic, Spec
 from schemas.stage import StageSpec
+from schemas.words import nearest
 
 
 class Bound(Spec):
@@ -41,6 +42,17 @@ class GatedStageSpec(StageSpec):
     """Metric -> what it has to be, such as `top1_ratio: {min: 0.9}`; named as in the metrics of the
     stage, with or without the split before it. Not in the key: nothing is measured again when it
     changes. A run that does not meet one still makes all its stages, and then exits with 7."""
+
+    @model_validator(mode="after")
+    def _gates_name_what_is_measured(self) -> Self:
+        known = self.measured()
+        for gate in self.gate:
+            name = gate.rpartition("/")[2]
+            if known and name not in known:
+                near = nearest(name, list(known))
+                meant = f"did you mean {near}?" if near else f"it measures {', '.join(known)}"
+                raise ValueError(f"gate names {gate}, which is not measured; {meant}")
+        return self
 
     def measured(self) -> tuple[str, ...]:
         """Names of what the stage will measure, without the split; empty where nobody can say."""

@@ -1,6 +1,6 @@
 """What a user says of a `robustness` stage: which tests, how strong, how often."""
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -18,7 +18,7 @@ Percent = Annotated[int, Field(gt=0, lt=100)]
 Seeds = Annotated[int, Field(gt=0)]
 Order = Literal["random", "salient", "non_salient"]
 Severity = Annotated[int, Field(ge=1, le=5)]
-CorruptionName = Literal[
+CommonCorruption = Literal[
     "gaussian_noise",
     "shot_noise",
     "impulse_noise",
@@ -33,27 +33,10 @@ CorruptionName = Literal[
     "elastic_transform",
     "pixelate",
     "jpeg_compression",
-    "speckle_noise",
-    "gaussian_blur",
-    "saturate",
 ]
-COMMON: tuple[CorruptionName, ...] = (
-    "gaussian_noise",
-    "shot_noise",
-    "impulse_noise",
-    "defocus_blur",
-    "glass_blur",
-    "motion_blur",
-    "zoom_blur",
-    "snow",
-    "fog",
-    "brightness",
-    "contrast",
-    "elastic_transform",
-    "pixelate",
-    "jpeg_compression",
-)
 """Of the fifteen of Hendrycks & Dietterich (2019); `frost` is absent."""
+CorruptionName = Literal[CommonCorruption, "speckle_noise", "gaussian_blur", "saturate"]
+COMMON: tuple[CorruptionName, ...] = get_args(CommonCorruption)
 ABSENT_CORRUPTIONS = {
     "frost": "it lays photographs of ice over an image, which are not shipped",
     "spatter": "its drops need an edge detector and a distance transform, which nothing here has",

@@ -14,7 +14,8 @@ from pipeline.dag.problems import as_spec_error
 from pipeline.dag.references import resolve_references
 from pipeline.dag.yaml_text import MAX_BYTES, Document, read_yaml
 from schemas.errors import SpecError, UsageError
-from schemas.experiment import ExperimentSpec, nearest
+from schemas.experiment import ExperimentSpec
+from schemas.words import nearest
 
 
 def load_experiment(

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 
 from pipeline.dag.graph import StageNode
-from schemas.experiment import nearest
 from schemas.gates import Bound, GatedStageSpec, UnmetGate
+from schemas.words import nearest
 
 
 def unmet_gates(node: StageNode, metrics: Mapping[str, float]) -> tuple[UnmetGate, ...]:

@@ -11,9 +11,10 @@ from pipeline.dag.matrix import Choice, Matrix, Place
 from pipeline.dag.overrides import spec_path
 from pipeline.dag.splits import Splits, check_reference, port_field, port_path, splits_made
 from schemas.errors import SpecError
-from schemas.experiment import AnyStage, ExperimentSpec, nearest
+from schemas.experiment import AnyStage, ExperimentSpec
 from schemas.spec import Tag, tag_of
 from schemas.stage import StageRef
+from schemas.words import nearest
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from typing import Any
 
 from schemas.errors import SpecError
-from schemas.experiment import nearest
+from schemas.words import nearest
 
 Path = tuple[str | int, ...]
 """Keys and list positions from the root of the experiment's plain data."""

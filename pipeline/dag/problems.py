@@ -11,8 +11,8 @@ from pydantic_core import ErrorDetails
 from pipeline.dag.overrides import Path
 from schemas.backbones import DEFAULT_TYPE
 from schemas.errors import SpecError
-from schemas.experiment import nearest
 from schemas.spec import Spec
+from schemas.words import nearest
 
 SHOWN = 5
 """Problems that one message tells; the rest are counted."""
@@ -35,9 +35,11 @@ def as_spec_error(
 
     `data` is what was validated against `root`; `place` tells where a path of it was written.
     """
+    found = [(_data_path(it, data), it) for it in error.errors(include_url=False)]
     problems: dict[Path, str] = {}
-    for details in error.errors(include_url=False):
-        path = _data_path(details, data)
+    for path, details in found:
+        if details["type"] == "too_short" and any(_is_below(path, other) for other, _ in found):
+            continue  # only because what is wrong in the list was not counted
         problems.setdefault(path, _sentence(details, path=path, root=root, data=data))
     if len(problems) == 1:
         ((path, sentence),) = problems.items()
@@ -48,6 +50,10 @@ def as_spec_error(
     if len(problems) > SHOWN:
         lines.append(f"  and {len(problems) - SHOWN} more")
     return SpecError("\n".join(lines))
+
+
+def _is_below(path: Path, other: Path) -> bool:
+    return len(other) > len(path) and other[: len(path)] == path
 
 
 def _data_path(details: ErrorDetails, data: Any) -> Path:

@@ -6,10 +6,11 @@ from pipeline.dag.overrides import Path
 from schemas.curation import AppendSpec, FilterSpec, RemoveSpec
 from schemas.data import CorpusSpec
 from schemas.errors import SpecError
-from schemas.experiment import AnyStage, nearest
+from schemas.experiment import AnyStage
 from schemas.probing import FeaturesSpec
 from schemas.sources import ArrowSource, CifarSource, HfSource, ImageFolderSource
 from schemas.stage import StageRef
+from schemas.words import nearest
 
 Splits = tuple[str, ...] | None
 """None where only the corpus itself can say it, when it is read."""

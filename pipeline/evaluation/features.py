@@ -19,9 +19,9 @@ from pipeline.evaluation.passes import pixels_of, uids_of
 from pipeline.model.backbone import Backbone
 from pipeline.model.saved import load_model
 from schemas.errors import DataError, StageFailedError
-from schemas.experiment import nearest
 from schemas.probing import FEATURES_FILE, FEATURES_FOLDER, FeaturesDocument
 from schemas.records import features_field
+from schemas.words import nearest
 
 CHUNK_IMAGES = 4096
 """Features that are held in memory together."""

@@ -16,8 +16,8 @@ from pipeline.data.staging import committing, read_table
 from pipeline.evaluation.passes import uids_of
 from schemas.errors import DataError
 from schemas.evaluation import LabelSetFacts
-from schemas.experiment import nearest
 from schemas.records import LABEL_SETS
+from schemas.words import nearest
 
 _SHOWN_NAMES = 20
 _REAL_NAME = "ILSVRC2012_val_{:08d}"

@@ -37,9 +37,9 @@ from pipeline.data.sources import fingerprint as source_fingerprint
 from pipeline.data.staging import BuildTools, Progress, Staging, write_json
 from schemas.data import HoldBackSpec, IngestSpec, SelectSpec
 from schemas.errors import DataError, SpecError
-from schemas.experiment import nearest
 from schemas.sources import SourceSpec
 from schemas.spec import digest_of, semantic_fields
+from schemas.words import nearest
 
 __all__ = ["BuildResult", "build_shard_set", "resolve_classes"]
 

@@ -33,7 +33,6 @@ from pipeline.data.shards.shard_table import (
 from pipeline.data.staging import read_table, sha256_of
 from pipeline.ports import RemoteFiles
 from schemas.errors import DataError, IntegrityError
-from schemas.experiment import nearest
 from schemas.manifest import (
     MANIFEST_FILE,
     REJECTIONS_FILE,
@@ -43,6 +42,7 @@ from schemas.manifest import (
     ShardSetManifest,
 )
 from schemas.records import RECORD_VERSION
+from schemas.words import nearest
 
 __all__ = ["AnySplit", "Row", "ShardSet", "Split", "Subset", "epoch_order"]
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from schemas.errors import DataError, SpecError
-from schemas.experiment import nearest
+from schemas.words import nearest
 
 MISSING_LABEL = "missing_label"
 """Reason of rejection: the image is there, its class is not."""

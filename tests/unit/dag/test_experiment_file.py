@@ -333,3 +333,12 @@ def test_a_reference_to_another_value_is_followed_after_overrides() -> None:
 def test_parsing_gives_the_same_experiment_from_equal_text() -> None:
     first = parse_experiment(TEXT, name_of_file="a.yaml")
     assert first == parse_experiment(TEXT, name_of_file="b.yaml")
+
+
+def test_a_list_with_something_wrong_in_it_is_not_called_too_short_as_well() -> None:
+    test = "{kind: robustness, data: pets@test, model: transfer, tests: [{type: pach_drop}]}"
+    robust = f"  robust: {test}\n"
+    said = problem(text=TEXT.replace("  transfer:", robust + "  transfer:", 1))
+    assert "did you mean 'patch_drop'?" in said
+    assert "problems" not in said, "it is one"
+    assert "at least 1 item" in problem("report.of=[]")

@@ -1,9 +1,7 @@
 import errno
 import os
-import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,28 +15,7 @@ from schemas.artifacts import ArtifactFile, StageResult
 from schemas.errors import DiskFullError, IntegrityError, SpecError, UnreachableError
 from schemas.runs import InputArtifact
 from tests.support.artifacts import KIND, make_artifact, stage_record, write_files
-from tests.support.s3_server import s3_server
 from tests.support.stores import Place
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    with s3_server() as uri:
-        yield uri
-
-
-@pytest.fixture(params=["disk", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    """An empty store of each kind: what is promised holds for both."""
-    if request.param == "disk":
-        return Place(str(tmp_path / "store"), tmp_path / "store")
-    uri = request.getfixturevalue("bucket")
-    return Place(f"{uri}/{tmp_path.name}/store", tmp_path / "local")
-
-
-@pytest.fixture
-def store(place: Place) -> Any:
-    return place.open()
 
 
 @pytest.fixture
@@ -395,71 +372,6 @@ def test_a_disk_that_is_really_full_leaves_no_result(tiny_disk: Path) -> None:
     ballast.unlink()
     write_files(attempt.path, "c")
     assert store.verify(store.commit(attempt, record, known_sha256={})) is None
-
-
-def _run(what: str, *places: str | Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.store_processes", what, *map(str, places)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parents[3],
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_of_eight_processes_that_commit_one_key_at_once_exactly_one_wins(
-    place: Place, tmp_path: Path
-) -> None:
-    _run("race", place.uri, tmp_path / "racers")
-
-
-def test_killed_at_any_fault_point_the_same_again_comes_to_the_same(place: Place) -> None:
-    points = _run("faults", place.uri, place.local).splitlines()
-    told = [
-        re.sub(r"[0-9A-Z]{26}", "ULID", re.sub(r"-[0-9a-f]{12}", "", point)) for point in points
-    ]
-    attempt = "artifacts/evaluate/attempts/ULID"
-    commit = [f"write {attempt}/manifest.json", f"write {attempt}/record.json", f"settle {attempt}"]
-    if place.is_s3:
-        commit += [f"put {attempt}/files/inner/weights.bin", f"put {attempt}/record.json"]
-        commit += [f"put {attempt}/manifest.json"]
-    commit += ["create artifacts/evaluate/result.json"]
-    assert [point for point in told if point in commit] == commit
-    assert told.count("delete artifacts/evaluate/result.json") == 1
-    assert "write trash/evaluate/ULID.json" in told
-    assert told.index(f"delete {attempt}/manifest.json") < told.index(f"delete {attempt}/")
-
-
-def test_a_commit_killed_before_any_change_of_the_disk_is_invisible_or_whole(
-    tmp_path: Path,
-) -> None:
-    points = int(_run("crash", tmp_path))
-    assert points > 10
-
-
-def test_a_waiting_process_names_the_holder_and_goes_on_when_it_dies(tmp_path: Path) -> None:
-    holder = subprocess.Popen(
-        [sys.executable, "-m", "tests.support.store_processes", "hold", str(tmp_path)],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[3],
-    )
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "holding\n"
-    said: list[str] = []
-
-    def say(line: str) -> None:
-        said.append(line)
-        holder.kill()
-
-    with LocalStore(tmp_path, say=say).hold(KIND, stage_record().key):
-        pass
-    holder.wait()
-    holder.stdout.close()
-    assert len(said) == 1
-    assert f"process {holder.pid} on" in said[0]
 
 
 def test_a_key_can_be_held_again_after_its_release(store: Any) -> None:

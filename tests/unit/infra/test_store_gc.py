@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,22 +10,7 @@ from schemas.artifacts import StageResult
 from schemas.errors import UsageError
 from schemas.store import Garbage
 from tests.support.artifacts import KIND, make_artifact, stage_record, write_files
-from tests.support.s3_server import s3_server
 from tests.support.stores import Place
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    with s3_server() as uri:
-        yield uri
-
-
-@pytest.fixture(params=["disk", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    if request.param == "disk":
-        return Place(str(tmp_path / "store"), tmp_path / "store")
-    uri = request.getfixturevalue("bucket")
-    return Place(f"{uri}/{tmp_path.name}/store", tmp_path / "local")
 
 
 def policy(*, keep: float = 0, trash: float = 7, later_days: float = 0) -> GcPolicy:

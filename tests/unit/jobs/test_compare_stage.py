@@ -126,6 +126,7 @@ def test_a_run_and_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     show_comparison("a", "a", tmp_path, "text")
     text = capsys.readouterr().out
     assert "same artifact" in text
+    assert "-0.0" not in text, "nothing has no sign"
     assert "the specs do not differ" in text
 
 
