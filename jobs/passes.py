@@ -14,11 +14,12 @@ from infra.serial_pool import SerialPool
 from jobs.stage import StageTools
 from pipeline.data.staging import BuildTools
 from pipeline.evaluation.passes import PASSES_FOLDER, Pass, Work, run_pass
+from pipeline.ports import TaskPool
 from schemas.manifest import DATASET_FOLDER
 from schemas.passes import PassStageSpec
 from schemas.runs import InputArtifact
 
-__all__ = ["PASSES_FOLDER", "do_pass", "pass_of"]
+__all__ = ["PASSES_FOLDER", "do_pass", "pass_of", "pool_of"]
 
 
 def pass_of(
@@ -39,14 +40,15 @@ def pass_of(
     )
 
 
+def pool_of(spec: PassStageSpec, tools: StageTools) -> TaskPool:
+    """Who does the work: one worker without a GPU is the stage's own process, else Ray tasks."""
+    alone = spec.workers == 1 and not spec.gpus_per_worker
+    return SerialPool() if alone else tools.pool
+
+
 def do_pass(
     task: Pass, out: Path, spec: PassStageSpec, tools: StageTools, *, label: str = "classifying"
 ) -> pa.Table:
-    """Do it, with the workers that the spec says; see `run_pass` for what comes back and is raised.
-
-    One worker without a GPU is the stage's own process; all else are Ray tasks.
-    """
-    alone = spec.workers == 1 and not spec.gpus_per_worker
-    pool = SerialPool() if alone else tools.pool
-    build = BuildTools(pool, tools.attempt.progress, tools.stop, tools.say)
+    """Do it, with the workers of the spec; see `run_pass` for what comes back and is raised."""
+    build = BuildTools(pool_of(spec, tools), tools.attempt.progress, tools.stop, tools.say)
     return run_pass(task, out, tools=build, label=label, at_once=spec.workers)

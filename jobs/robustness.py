@@ -11,8 +11,7 @@ from statistics import fmean
 import pyarrow as pa
 import torch
 
-from infra.serial_pool import SerialPool
-from jobs.passes import PASSES_FOLDER, do_pass, pass_of
+from jobs.passes import PASSES_FOLDER, do_pass, pass_of, pool_of
 from jobs.stage import StageOutput, StageTools
 from pipeline.data.feed.loader import probe_batch
 from pipeline.data.shards.shard_set import ShardSet
@@ -137,9 +136,7 @@ class _Stage:
         """
         due = [lesson for lesson in self._lessons() if not lesson.file.is_file()]
         spec = self.spec
-        alone = spec.workers == 1 and not spec.gpus_per_worker
-        pool = SerialPool() if alone else self.tools.pool
-        done = pool.map(
+        done = pool_of(spec, self.tools).map(
             learn_patch,
             due,
             label="learning patches",
